@@ -1,0 +1,34 @@
+# make setup   create .venv and install torchslice with the tested versions (done by the others when needed)
+# make demo    the whole story on the built-in digits data
+# make test    all tests;  make test ARGS="tests/data -k digits"  some of them
+# make lint    formatting, lint and types
+# make ci      what the continuous integration runs: lint, then test
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup demo test lint ci
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "torchslice needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/torchslice demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ci:
+	.ci/run

@@ -1,0 +1,50 @@
+"""The torch functions torchslice knows, by their bare names. A function that is not listed pins what it reads."""
+
+from __future__ import annotations
+
+
+def _names(*lines: str) -> frozenset[str]:
+    return frozenset(name for line in lines for name in line.split())
+
+
+#: Element by element, f(0) = 0.
+ZERO_STAYS = _names(
+    "relu relu6 leaky_relu rrelu elu selu celu gelu silu mish hardswish tanh softsign tanhshrink hardshrink softshrink",
+    "abs neg negative positive sin tan asin atan sinh asinh erf sqrt square sign sgn round floor ceil trunc nan_to_num",
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout",
+    "contiguous clone detach alias to float half bfloat16 double type type_as cpu cuda requires_grad data",
+)
+#: Element by element, f(0) is something else.
+ZERO_GOES = _names("sigmoid hardsigmoid logsigmoid softplus exp exp2 cos cosh erfc expit")
+#: Element by element, f(0) = 0 if the bounds say so.
+CLAMPS = _names("hardtanh clamp clip")
+ADDITIVE = _names("add sub subtract radd iadd isub rsub maximum minimum")
+MULTIPLICATIVE = _names("mul multiply rmul imul")
+DIVISION = _names("div divide true_divide truediv itruediv")
+CONCATENATIONS = _names("cat concat concatenate")
+#: Functions of the last 1, 2 or 3 axes, zero stays.
+POOLS = {
+    f"{kind}{axes}d": axes
+    for axes in (1, 2, 3)
+    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
+}
+RESIZERS = _names("interpolate upsample")
+#: Functions that only move elements about; what they do to channels is seen by running them on numbered channels.
+MOVES = _names(
+    "view reshape view_as reshape_as flatten unflatten permute transpose swapaxes swapdims t T mT movedim moveaxis",
+    "unsqueeze squeeze expand expand_as getitem chunk split tensor_split unbind narrow select repeat tile roll flip",
+)
+#: Moves whose arguments may spell a width out.
+SHAPED = _names("view reshape unflatten narrow")
+#: Functions of whole axes, zero stays; followed like moves.
+REDUCTIONS = _names("mean sum amax amin")
+#: Functions in which every channel acts on the others.
+MIXERS = _names(
+    "layer_norm group_norm rms_norm local_response_norm softmax log_softmax matmul bmm einsum normalize",
+    "scaled_dot_product_attention multi_head_attention_forward",
+)
+#: Layers, with the number of spatial axes where they have them.
+CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+NORMS = _names("batch_norm instance_norm")
+#: Functions that turn a tensor into Python: what follows may depend on the data, so one run does not tell.
+LEAVES_TORCH = _names("bool int float index complex item tolist numpy array is_nonzero equal allclose")

@@ -1,0 +1,137 @@
+"""Where data sets come from: built in, downloaded, or written by the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import TorchsliceError
+from ..imports import call, import_object
+from ..registry import Registry, unknown
+from ..vision import import_torchvision
+from .folder import read_folder
+from .splits import Data, Split
+
+DIGITS = tuple("0123456789")
+
+SOURCES: Registry[Callable[..., Data]] = Registry("data set")
+
+
+def names() -> list[str]:
+    """Names of the data sets that `load` knows."""
+    return SOURCES.names()
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    seed: int = 0,
+    validation_share: float = 0.1,
+    download: bool = True,
+    **options: Any,
+) -> Data:
+    """Load a data set by name, "folder:PATH" or "package.module:function".
+
+    `seed` draws the validation split from the training data; the test split never depends on it. `data_dir` holds the
+    files of the named data sets (default: the environment variable TORCHSLICE_DATA, else ~/.cache/torchslice); missing
+    ones are downloaded if `download`. A folder has one sub-folder per class, or these inside train, validation and
+    test; its options are `image_size`, `crop_padding` and `flip`. A function gets the options and returns a Data.
+
+    >>> load("digits")
+    Data(digits: 10 classes, 1295 / 143 / 359 train / validation / test images of 1x8x8)
+    """
+    kind, _, rest = name.partition(":")
+    what = f"data set {name!r}"
+    if kind == "folder":
+        return call(read_folder, what, path=rest, seed=seed, validation_share=validation_share, **options)
+    if rest:
+        data = call(import_object(name), what, **options)
+        if not isinstance(data, Data):
+            raise TorchsliceError(f"{what} returned a {type(data).__name__}; it must return a torchslice.data.Data.")
+        return data
+    if name not in SOURCES:
+        raise unknown("data set", name, [*names(), "folder:PATH", "package.module:function"])
+    if options:
+        raise TorchsliceError(f"{what} takes no options; got {', '.join(options)}.")
+    where = Path(data_dir or os.environ.get("TORCHSLICE_DATA") or "~/.cache/torchslice").expanduser()
+    split = {"seed": seed, "validation_share": validation_share}
+    return SOURCES[name](data_dir=where, download=download, split=split)
+
+
+@SOURCES.register("digits")
+def digits(data_dir: Path, download: bool, split: dict[str, Any]) -> Data:
+    """Return the 1,797 hand-written digits that come with scikit-learn, 8x8, grey."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).mul(255 / 16).round().byte().unsqueeze(1)  # [n, 1, 8, 8], were 0..16
+    return Data.build("digits", Split(images, torch.from_numpy(bunch.target).long()), classes=DIGITS, **split)
+
+
+def _from_torchvision(
+    name: str,
+    class_name: str,
+    files: str,
+    *,
+    data_dir: Path,
+    download: bool,
+    split: dict[str, Any],
+    crop_padding: int,
+    flip: bool,
+) -> Data:
+    """Read a data set through its torchvision class; `files` says in an error what is expected in `data_dir`."""
+    dataset_class = getattr(import_torchvision().datasets, class_name)
+    parts = {}
+    for part in ("train", "test"):
+        choice = {"split": part} if class_name == "SVHN" else {"train": part == "train"}
+        try:
+            dataset = _read_or_download(dataset_class, data_dir, download, choice)
+            parts[part] = _to_split(dataset)
+        except Exception as error:  # damaged files make the readers raise nearly anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise TorchsliceError(
+                f"data set {name!r} could not be read{' or downloaded' if download else ''} ({reason}). Expected: "
+                f"{data_dir / files}. Put the files there, remove damaged ones, or name another folder: --data-dir, "
+                f"data_dir or TORCHSLICE_DATA."
+            ) from error
+    classes = DIGITS if class_name in ("MNIST", "SVHN") else dataset.classes
+    return Data.build(
+        name, parts["train"], parts["test"], classes=classes, crop_padding=crop_padding, flip=flip, **split
+    )
+
+
+def _read_or_download(dataset_class: Any, data_dir: Path, download: bool, choice: dict[str, Any]) -> Any:
+    try:
+        return dataset_class(data_dir, download=False, **choice)
+    except Exception:
+        if not download:
+            raise
+        return dataset_class(data_dir, download=True, **choice)
+
+
+def _to_split(dataset: Any) -> Split:
+    images = torch.as_tensor(dataset.data)  # [n, H, W], [n, H, W, 3] or [n, 3, H, W]
+    if images.dim() == 3:
+        images = images.unsqueeze(1)
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2).contiguous()
+    return Split(images, torch.as_tensor(dataset.labels if hasattr(dataset, "labels") else dataset.targets))
+
+
+_MNIST_FILES = "raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+_TORCHVISION = {
+    # name: (class in torchvision.datasets, files, crop padding in pixels, flip)
+    "mnist": ("MNIST", f"MNIST/{_MNIST_FILES}", 2, False),
+    "fashion-mnist": ("FashionMNIST", f"FashionMNIST/{_MNIST_FILES}", 2, True),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}", 4, True),
+    "cifar100": ("CIFAR100", "cifar-100-python/{train,test,meta}", 4, True),
+    "svhn": ("SVHN", "{train,test}_32x32.mat", 4, False),
+}
+for _name, (_class, _files, _padding, _flip) in _TORCHVISION.items():
+    SOURCES.register(_name)(partial(_from_torchvision, _name, _class, _files, crop_padding=_padding, flip=_flip))

@@ -1,0 +1,66 @@
+"""The progress bar of training and the running means behind it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from .ranks import Ranks
+
+
+class RunningMeans:
+    """Means over the samples of an epoch, summed on the device so that no step waits for them.
+
+    >>> means = RunningMeans()
+    >>> means.add(4, loss=torch.tensor(1.0))
+    >>> means.read()
+    {'loss': 1.0}
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._samples = 0
+
+    def add(self, samples: int, **values: Tensor) -> None:
+        """Add the means of a batch, weighted by its number of samples."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().double() * samples
+        self._samples += samples
+
+    def read(self, ranks: Ranks | None = None) -> dict[str, float]:
+        """Return the means so far; with `ranks`, over all processes."""
+        sums = torch.stack([*self._sums.values()])
+        totals = torch.cat([sums, sums.new_tensor([self._samples])])
+        *values, samples = (ranks or Ranks()).sum(totals).tolist()
+        return {name: value / samples for name, value in zip(self._sums, values, strict=True)}
+
+
+class Bar:
+    """A progress bar over steps with a text beside it; `Bar(None)` shows nothing."""
+
+    def __init__(self, progress: Progress | None, total: int = 0, done: int = 0) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=total, completed=done, text="") if progress else None
+
+    def advance(self, title: str, text: str = "") -> None:
+        """Move one step on; an empty text keeps the last one."""
+        if self._progress is not None and self._task is not None:
+            shown: dict[str, Any] = {"text": text} if text else {}
+            self._progress.update(self._task, advance=1, description=title, **shown)
+
+
+@contextlib.contextmanager
+def progress_bar(show: bool, *, total: int, done: int = 0) -> Iterator[Bar]:
+    """Show a bar over `total` steps on standard error inside the block."""
+    if not show:
+        yield Bar(None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        yield Bar(progress, total, done)

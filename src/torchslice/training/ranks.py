@@ -1,0 +1,97 @@
+"""The processes of a run: one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import TorchsliceError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all processes of the run."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes files and shows progress."""
+        return self.rank == 0
+
+    def part(self, rows: Tensor) -> Tensor:
+        """Return this process's share of `rows` [n], contiguous and at most one longer than that of another."""
+        return rows.tensor_split(self.count)[self.rank]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor by its sum over the processes, without gradient, and return it."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the first process."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+
+def current_ranks(device: torch.device) -> Ranks:
+    """Return the processes of this run; under torchrun, connect them if the user has not done it.
+
+    NCCL connects GPUs, gloo CPUs. The connection stays open until the process ends.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if not dist.is_available() or (count == 1 and not dist.is_initialized()):
+        return Ranks()
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise TorchsliceError(
+                f"WORLD_SIZE is {count}, but the processes cannot be connected ({error}). "
+                "Start them with torchrun, or unset WORLD_SIZE."
+            ) from error
+        atexit.register(_disconnect)
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * dist.get_world_size()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum a tensor over the processes, for a loss over the global batch that every process computes alike.
+
+    The gradient that reaches a process is that of the loss times the number of processes, because
+    DistributedDataParallel then averages the gradients of the parameters. A single process gets `tensor` back.
+
+    >>> sum_over_ranks(torch.ones(2))
+    tensor([1., 1.])
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    return _Sum.apply(tensor)
