@@ -1,1 +1,73 @@
-"""Find, cut out and reuse the parts of a neural network that serve the classes you need."""
+"""Find, cut out and reuse the parts of a neural network that serve the classes you need.
+
+Every name is imported when it is first used, so that `import torchslice` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import data, models, modular
+    from .core.hold import masked
+    from .core.neurons import find_neurons
+    from .errors import TorchsliceError
+    from .reuse import reuse
+    from .slices import Slice
+    from .training import fit
+    from .use import accuracy, cost, evaluate_stages, extract, finetune, latency_ms, load, recalibrate, retention, save
+
+_HOMES = {
+    "": ("data", "models", "modular"),
+    ".errors": ("TorchsliceError",),
+    ".slices": ("Slice",),
+    ".core.neurons": ("find_neurons",),
+    ".core.hold": ("masked",),
+    ".training": ("fit",),
+    ".use": (
+        *("extract", "retention", "recalibrate", "finetune", "accuracy", "evaluate_stages", "cost", "latency_ms"),
+        *("save", "load"),
+    ),
+    ".reuse": ("reuse",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Slice",
+    "TorchsliceError",
+    "accuracy",
+    "cost",
+    "data",
+    "evaluate_stages",
+    "extract",
+    "find_neurons",
+    "finetune",
+    "fit",
+    "latency_ms",
+    "load",
+    "masked",
+    "models",
+    "modular",
+    "recalibrate",
+    "retention",
+    "reuse",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("torchslice")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'torchslice' has no attribute {name!r}")
+    home = _HOME_OF[name]
+    value = getattr(importlib.import_module(home, __name__), name) if home else importlib.import_module(f".{name}", __name__)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

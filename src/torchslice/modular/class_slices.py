@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.record import check_model, evaluating
+from ..core.record import evaluating
 from ..data import Data
 from ..errors import TorchsliceError
 from ..slices import Slice
@@ -22,10 +22,10 @@ from ..training.batches import in_order
 from ..training.placement import choose_placement
 from ..training.progress import progress_bar
 from ..training.ranks import Ranks, current_ranks
-from .gates import GatedModel
+from .gates import GatedModel, check_gated
 
 LOWERING = 0.05  # step by which the threshold sinks where a layer would keep no neuron
-ROUNDING = 1e-9  # 0.9 - 0.05 - 0.05 and 0.8 are to be the same threshold
+ROUNDING = 1e-6  # 0.9 - 0.05 - 0.05 and 0.8 are to be the same threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,7 @@ def gate_statistics(
         batch_size: images per forward pass; the result does not depend on it.
         precision: "fp32", "bf16" (faster, but gates that are almost off may change sides) or "auto".
     """
+    check_gated(gated)
     place = choose_placement(device, precision).device
     ranks = current_ranks(place)
     classes = len(data.classes)
@@ -133,11 +134,6 @@ def sweep(
     ranks: Ranks | None = None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yield labels [B] and gate values {layer: float32 [B, N]} of the training split, batch by batch, in eval mode."""
-    check_model(gated)
-    if not isinstance(gated, GatedModel):
-        raise TorchsliceError(
-            f"needed is a model with gates, got {type(gated).__name__}; use attach_gates(model, example)."
-        )
     placement, ranks = choose_placement(device, precision), ranks or Ranks()
     gated.to(placement.device)
     steps = math.ceil(len(ranks.part(torch.arange(len(data.train)))) / max(batch_size, 1))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.neurons import Layer, Neurons, find_neurons
-from ..core.record import evaluating
+from ..core.record import check_model, evaluating
 from ..errors import TorchsliceError
 from ..registry import unknown
 from .scale import PASSES_OR_STOPS, position_mean, scale
@@ -184,6 +184,16 @@ def attach_gates(
     return GatedModel(model, neurons, gates, _rewrites(model, example, [neurons.layers[name] for name in chosen]))
 
 
+def check_gated(model: Any) -> GatedModel:
+    """Return a model with gates as it is; raise for one without, or wrapped, with what to do."""
+    check_model(model)
+    if not isinstance(model, GatedModel):
+        raise TorchsliceError(
+            f"needed is a model with gates, got {type(model).__name__}; make one with attach_gates(model, example)."
+        )
+    return model
+
+
 def _default_layers(model: nn.Module, neurons: Neurons) -> list[str]:
     convolutions = [name for name, layer in neurons.layers.items() if layer.kind == "conv"]
     linear = [name for name, layer in neurons.layers.items() if layer.kind == "linear"]
@@ -200,7 +210,7 @@ def _rewrites(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> dic
     }
     handles = [
         model.get_submodule(held).register_forward_hook(
-            lambda module, inputs, output, held=held: seen[held].append((output, output._version))  # type: ignore[misc]
+            lambda module, inputs, output, held=held: seen[held].append((output, output._version))
         )
         for held in seen
     ]

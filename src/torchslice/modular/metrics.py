@@ -19,7 +19,7 @@ from ..data import Data
 from ..errors import TorchsliceError
 from ..slices import Slice
 from .class_slices import sweep
-from .gates import GatedModel
+from .gates import GatedModel, check_gated
 from .health import Health, health_of
 
 BLOCK = 1024  # rows of masks that are compared at a time
@@ -102,6 +102,7 @@ def report(gated: GatedModel, slices: Mapping[str, Slice], data: Data, **running
 
     >>> print(report(gated, slices, data))
     """
+    check_gated(gated)
     if missing := [name for name in data.classes if name not in slices]:
         raise TorchsliceError(f"there is no slice for class {missing[0]!r}; slices: {', '.join(slices)}.")
     kept = {name: slices[name] for name in data.classes}

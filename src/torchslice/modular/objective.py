@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import TorchsliceError
-from .gates import GatedModel
+from .gates import check_gated
 from .losses import pair_losses
 
 
@@ -30,12 +30,7 @@ class objective:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Run a GatedModel and return loss, logits, and the parts cross_entropy, cohesion and coupling."""
-        gated = getattr(model, "module", model)  # inside the wrapper of distributed training
-        if not isinstance(gated, GatedModel):
-            raise TorchsliceError(
-                f"the modular objective trains a model with gates, got {type(gated).__name__}; "
-                "use attach_gates(model, example)."
-            )
+        gated = check_gated(getattr(model, "module", model))  # unwrapped, where training is distributed
         logits = model(images)
         cohesion, coupling = pair_losses([*gated.gate_values.values()], labels, num_classes=logits.shape[1])
         cross_entropy = F.cross_entropy(logits.float(), labels)

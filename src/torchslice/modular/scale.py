@@ -32,11 +32,13 @@ def scale(y: Tensor, m: Tensor, axis: int, *, rewrites: int | None = None) -> Te
         y: [B, ..., N, ...] with N on `axis`, not needed by anybody else.
         m: float [B, N], at least 0.
         rewrites: None keeps y and returns a new tensor. A number returns y itself, multiplied in place, and promises
-            that until the backward pass it is changed so many times, by functions of PASSES_OR_STOPS only.
+            that until the backward pass it is changed so many times, by functions of PASSES_OR_STOPS only. A view is
+            never changed, for the sake of what it is a view of.
     """
-    product = _Scale.apply(y, m, axis, rewrites is not None)
+    in_place = rewrites is not None and not y._is_view()
+    product = _Scale.apply(y, m, axis, in_place)
     if product.grad_fn is not None:
-        product.grad_fn.version = product.grad_fn.kept._version + (rewrites or 0)
+        product.grad_fn.version = product.grad_fn.kept._version + (rewrites or 0) * in_place
     return product
 
 

@@ -36,7 +36,7 @@ STAGES = {
     "fine-tuned": "the sub-model, recalibrated, then trained on the chosen classes",
     "random slice, recalibrated": "as recalibrated, for a random slice with as many neurons per layer",
     "random slice, fine-tuned": "as fine-tuned, for a random slice with as many neurons per layer",
-    "full, fine-tuned": "the whole model cut to the chosen classes, recalibrated, then trained on them as long",
+    "full, fine-tuned": "the whole rival cut to the chosen classes, recalibrated, then trained on them as long",
     "from scratch": "an untrained network of the sub-model's size, trained on the chosen classes",
 }
 
@@ -129,6 +129,7 @@ def evaluate_stages(
     scratch_epochs: int | None = None,
     scratch_learning_rate: float = 0.05,
     controls: bool = True,
+    rival: nn.Module | None = None,
     recalibration_images: int = 5000,
     latency_repeats: int = 21,
     seed: int = 0,
@@ -151,6 +152,8 @@ def evaluate_stages(
             default as long as fine-tuning; 0 leaves the row out.
         scratch_learning_rate: of training from scratch, at its start.
         controls: whether to run the control arms.
+        rival: the whole model of the arm "full, fine-tuned", such as one trained without any thought of slices; by
+            default `model` itself.
         recalibration_images: at most so many training images give the batch-norm statistics.
         latency_repeats: measurements per network and batch size (1 and 64).
         seed: of the random slice, the untrained network, and every training.
@@ -197,7 +200,9 @@ def evaluate_stages(
         arms[random] = measured(other, random, neuron_retention=share)
         if epochs:
             arms["random slice, fine-tuned"] = tuned(other, random, epochs, learning_rate, neuron_retention=share)
-            start = recalibrate(whole, sample, seed=seed)
+            uncut = model if rival is None else rival
+            uncut = extract(uncut, find_neurons(uncut, example).full(), example, classes=indices)
+            start = recalibrate(uncut, sample, seed=seed)
             arms["full, fine-tuned"] = tuned(start, "restricted", epochs, learning_rate, neuron_retention=1.0)
         if count := epochs if scratch_epochs is None else scratch_epochs:
             start = reinitialised(small, seed=seed)

@@ -1,0 +1,271 @@
+"""A run: a folder that holds how a network was trained, its weights, and the class slices found in it, as plain data.
+
+    run.json      what was trained on which data, and how
+    training/     checkpoint.safetensors and metrics.jsonl, written after every epoch
+    slices.json   class slices, how they were found, and their report
+
+Opening a run builds the network that run.json names, so open only your own or those you trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from . import data as data_sets
+from . import models
+from .data import Data
+from .errors import TorchsliceError
+from .files import atomic_write
+from .modular import GatedModel, attach_gates, gate_statistics, objective, report, slices_from
+from .slices import Slice
+from .training import choose_placement, cross_entropy, fit
+from .training.checkpoint import FILE as CHECKPOINT
+
+FORMAT_VERSION = 1
+METHODS = ("modular", "standard")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a training run computes.
+
+    The built-in networks get the number of channels and classes of the data. `train_limit` is the number of training
+    images to use, None for all. The two weights belong to the modular method.
+    """
+
+    model: str
+    data: str
+    method: str = "modular"
+    model_arguments: dict[str, Any] = field(default_factory=dict)
+    data_options: dict[str, Any] = field(default_factory=dict)
+    train_limit: int | None = None
+    cohesion_weight: float = 0.5
+    coupling_weight: float = 1.5
+    epochs: int = 30
+    learning_rate: float = 0.05
+    batch_size: int = 128
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise TorchsliceError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}.")
+
+    def load_data(self, data_dir: str | Path | None = None) -> Data:
+        """Load the data; `data_dir` is where the files of the named data sets are."""
+        data = data_sets.load(self.data, data_dir, seed=self.seed, **self.data_options)
+        return data if self.train_limit is None else data.limit(train=self.train_limit, seed=self.seed)
+
+    def network(self, data: Data) -> nn.Module:
+        """Build the untrained network, with gates if the method is modular; the same one every time."""
+        arguments = fitting(self.model, data.train.images.shape[1]) | self.model_arguments
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = models.create(self.model, **{"num_classes": len(data.classes), **arguments})
+        return attach_gates(model, data.example, seed=self.seed) if self.method == "modular" else model
+
+
+def fitting(model: str, channels: int) -> dict[str, Any]:
+    """Return the arguments that make a built-in network take images of so many channels."""
+    return {"channels": channels} if model in models.names() else {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk. `start` makes or continues one, `open` finds one."""
+
+    folder: Path
+    recipe: Recipe
+    data_dir: str | None
+    fingerprint: str
+
+    # -- begin ------------------------------------------------------------------------------------------------------
+    @classmethod
+    def start(cls, folder: str | Path, recipe: Recipe, data: Data, *, data_dir: str | Path | None = None) -> Run:
+        """Make a run in a new or empty folder, or return the one that is there if its recipe and data are the same."""
+        folder = Path(folder)
+        wanted = {"recipe": json.loads(json.dumps(asdict(recipe))), "fingerprint": data.fingerprint}
+        if (folder / "run.json").exists():
+            run = cls.open(folder)
+            found = {"recipe": asdict(run.recipe), "fingerprint": run.fingerprint}
+            if changed := _differences(found, wanted):
+                raise TorchsliceError(
+                    f"{folder} holds another run: {'; '.join(changed)}. "
+                    "Repeat its settings to go on with it, or choose another folder."
+                )
+            return run
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise TorchsliceError(f"{folder} exists and is no run of torchslice; choose a new or empty folder.")
+        where = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+        content = {
+            "format": "torchslice run",
+            "format_version": FORMAT_VERSION,
+            **wanted,
+            "data_dir": where,
+            "classes": list(data.classes),
+            "preprocessing": data.preprocessing,
+            "versions": {
+                "torchslice": version("torchslice"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        atomic_write(folder / "run.json", json.dumps(content, indent=1))
+        return cls(folder, recipe, where, data.fingerprint)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Read run.json; a folder without one, a foreign and a damaged one are errors that say what to do."""
+        folder = Path(folder)
+        if not (folder / "run.json").is_file():
+            raise TorchsliceError(
+                f"{folder} holds no run; make one with: torchslice train MODEL DATA --method modular --out {folder}"
+            )
+        content = _read(folder / "run.json", "format_version", "recipe", "fingerprint")
+        recipe = content["recipe"]
+        known = {entry.name for entry in fields(Recipe)}
+        if content.get("format") != "torchslice run" or not isinstance(recipe, dict) or set(recipe) != known:
+            raise TorchsliceError(f"{folder / 'run.json'} is no run of this torchslice; train anew in another folder.")
+        return cls(folder, Recipe(**recipe), content.get("data_dir"), content["fingerprint"])
+
+    def load_data(self, data_dir: str | Path | None = None) -> Data:
+        """Load the data the run was made for, from where it was or from `data_dir`; other data are an error."""
+        data = self.recipe.load_data(data_dir or self.data_dir)
+        if data.fingerprint != self.fingerprint:
+            raise TorchsliceError(
+                f"{self.recipe.data!r} holds other images now than when {self.folder} was trained; name the folder "
+                "with the same data: --data-dir."
+            )
+        return data
+
+    # -- training ---------------------------------------------------------------------------------------------------
+    def train(self, data: Data, *, device: str = "auto", progress: bool = True) -> list[dict[str, Any]]:
+        """Train to the last epoch, from where it stopped, and return one row per epoch, as `fit` does."""
+        recipe = self.recipe
+        modular = objective(cohesion_weight=recipe.cohesion_weight, coupling_weight=recipe.coupling_weight)
+        return fit(
+            recipe.network(data),
+            data,
+            objective=modular if recipe.method == "modular" else cross_entropy,
+            epochs=recipe.epochs,
+            learning_rate=recipe.learning_rate,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            device=device,
+            precision=recipe.precision,
+            folder=self.folder / "training",
+            progress=progress,
+        )
+
+    @property
+    def epochs_done(self) -> int:
+        """Number of finished epochs."""
+        return len(self._checkpoint(weights=False)[0])
+
+    def network(self, data: Data, *, device: str = "auto") -> nn.Module:
+        """Return the trained network, with its gates if it has any, in eval mode; an unfinished run is an error."""
+        history, weights = self._checkpoint()
+        if len(history) < self.recipe.epochs:
+            raise TorchsliceError(
+                f"{self.folder} is not trained to its end: {len(history)} of {self.recipe.epochs} epochs. "
+                "Go on with the command that began it: torchslice train ..."
+            )
+        network = self.recipe.network(data)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise TorchsliceError(
+                f"{self.folder / 'training' / CHECKPOINT} does not belong to the network of run.json; train anew."
+            ) from error
+        return network.to(choose_placement(device).device).eval()
+
+    def gated(self, data: Data, *, device: str = "auto") -> GatedModel:
+        """Return the trained network of a modular run; a standard one has no gates, which is an error."""
+        if self.recipe.method != "modular":
+            raise TorchsliceError(
+                f"{self.folder} was trained with --method {self.recipe.method}, so it has no gates to find slices by; "
+                "train with --method modular."
+            )
+        network = self.network(data, device=device)
+        assert isinstance(network, GatedModel)
+        return network
+
+    def _checkpoint(self, *, weights: bool = True) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """Return the rows of the finished epochs and the weights after the last one."""
+        path = self.folder / "training" / CHECKPOINT
+        if not path.exists():
+            return [], {}
+        try:
+            with safe_open(path, "pt") as file:
+                history = json.loads(file.metadata()["training"])["history"]
+                names = [name for name in file.keys() if weights and name.startswith("model.")]  # noqa: SIM118
+                return history, {name.removeprefix("model."): file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise TorchsliceError(f"{path} is damaged ({error}); delete {self.folder} and train anew.") from error
+
+    # -- slices -----------------------------------------------------------------------------------------------------
+    def find_slices(self, data: Data, *, threshold: float = 0.9, **running: Any) -> dict[str, Any]:
+        """Find the class slices by the gates, keep them in slices.json, and return what is written there."""
+        gated = self.gated(data, device=running.get("device", "auto"))
+        slices = slices_from(gated, gate_statistics(gated, data, **running), frequency_threshold=threshold)
+        content = {
+            "format_version": FORMAT_VERSION,
+            "by": "gates",
+            "threshold": threshold,
+            "weights_sha256": self._digest(),
+            "report": report(gated, slices, data, **running).to_plain(),
+            "classes": {name: part.to_plain() for name, part in slices.items()},
+        }
+        atomic_write(self.folder / "slices.json", json.dumps(content))
+        return content
+
+    def slices(self) -> dict[str, Slice]:
+        """Return the class slices that `find_slices` kept."""
+        path = self.folder / "slices.json"
+        if not path.is_file():
+            raise TorchsliceError(f"{self.folder} has no slices yet; find them with: torchslice slice {self.folder}")
+        content = _read(path, "format_version", "classes", "weights_sha256")
+        if content["weights_sha256"] != self._digest():
+            raise TorchsliceError(f"{path} belongs to other weights; find the slices anew: torchslice slice {self.folder}")
+        return {name: Slice.from_plain(plain) for name, plain in content["classes"].items()}
+
+    def _digest(self) -> str:
+        with (self.folder / "training" / CHECKPOINT).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path, *keys: str) -> dict[str, Any]:
+    """Return the JSON object in a file, which must have the given keys and a version that is known here."""
+    try:
+        content = json.loads(path.read_text())
+        missing = [key for key in keys if key not in content]
+        newer = int(content.get("format_version", 0)) > FORMAT_VERSION
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TorchsliceError(f"{path} is damaged ({error}); delete it and make it again.") from error
+    if missing:
+        raise TorchsliceError(f"{path} is not of torchslice, or damaged: it has no {missing[0]!r}.")
+    if newer:
+        raise TorchsliceError(f"{path} was written by a newer torchslice; install that one to read it.")
+    return content
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return in words what differs between two runs."""
+    changed = [
+        f"{name} was {found['recipe'].get(name)!r}, now {value!r}"
+        for name, value in wanted["recipe"].items()
+        if found["recipe"].get(name) != value
+    ]
+    same = found["fingerprint"] == wanted["fingerprint"]
+    return changed or ([] if same else ["its data held other images"])
