@@ -9,8 +9,17 @@ import pytest
 import torchslice
 
 ROOT = Path(torchslice.__file__).parent
-BASE = ("errors", "registry", "slices", "files", "imports", "vision")  # each may use those before it
-FLOORS = (BASE, ("core", "data", "models"), ("training",), ("modular", "use"), ("bench", "demo"), ("cli",))
+BASE = ("errors", "registry", "slices", "files", "imports", "vision", "tables")  # each may use those before it
+FLOORS = (
+    BASE,
+    ("core", "data", "models"),
+    ("training",),
+    ("modular", "use"),
+    ("submodel",),
+    ("runs",),
+    ("bench", "demo"),
+    ("cli",),
+)
 FLOOR = {part: number for number, floor in enumerate(FLOORS) for part in floor}
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or not path.name.startswith("__")]
 

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from .core.hold import masked
     from .core.neurons import find_neurons
     from .errors import TorchsliceError
-    from .reuse import reuse
     from .slices import Slice
+    from .submodel import reuse
     from .training import fit
-    from .use import accuracy, cost, evaluate_stages, extract, finetune, latency_ms, load, recalibrate, retention, save
+    from .use.artefacts import load, save
+    from .use.costs import cost, latency_ms
+    from .use.evaluate import accuracy
+    from .use.extract import extract, retention
+    from .use.finetune import finetune
+    from .use.recalibrate import recalibrate
+    from .use.stages import evaluate_stages
 
 _HOMES = {
     "": ("data", "models", "modular"),
@@ -29,7 +35,7 @@ _HOMES = {
         *("extract", "retention", "recalibrate", "finetune", "accuracy", "evaluate_stages", "cost", "latency_ms"),
         *("save", "load"),
     ),
-    ".reuse": ("reuse",),
+    ".submodel": ("reuse",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -64,7 +70,11 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'torchslice' has no attribute {name!r}")
     home = _HOME_OF[name]
-    value = getattr(importlib.import_module(home, __name__), name) if home else importlib.import_module(f".{name}", __name__)
+    value = (
+        getattr(importlib.import_module(home, __name__), name)
+        if home
+        else importlib.import_module(f".{name}", __name__)
+    )
     globals()[name] = value
     return value
 

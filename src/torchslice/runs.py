@@ -27,7 +27,7 @@ from . import models
 from .data import Data
 from .errors import TorchsliceError
 from .files import atomic_write
-from .modular import GatedModel, attach_gates, gate_statistics, objective, report, slices_from
+from .modular import GatedModel, Report, attach_gates, gate_statistics, objective, report, slices_from
 from .slices import Slice
 from .training import choose_placement, cross_entropy, fit
 from .training.checkpoint import FILE as CHECKPOINT
@@ -79,6 +79,12 @@ class Recipe:
 def fitting(model: str, channels: int) -> dict[str, Any]:
     """Return the arguments that make a built-in network take images of so many channels."""
     return {"channels": channels} if model in models.names() else {}
+
+
+def absolute(data: str) -> str:
+    """Return the name of a data set with the path of a folder made absolute, so that it holds from everywhere."""
+    kind, _, path = data.partition(":")
+    return f"folder:{Path(path).expanduser().resolve()}" if kind == "folder" else data
 
 
 @dataclass(frozen=True)
@@ -215,20 +221,21 @@ class Run:
             raise TorchsliceError(f"{path} is damaged ({error}); delete {self.folder} and train anew.") from error
 
     # -- slices -----------------------------------------------------------------------------------------------------
-    def find_slices(self, data: Data, *, threshold: float = 0.9, **running: Any) -> dict[str, Any]:
-        """Find the class slices by the gates, keep them in slices.json, and return what is written there."""
+    def find_slices(self, data: Data, *, threshold: float = 0.9, **running: Any) -> Report:
+        """Find the class slices by the gates, keep them in slices.json, and return what they are worth."""
         gated = self.gated(data, device=running.get("device", "auto"))
         slices = slices_from(gated, gate_statistics(gated, data, **running), frequency_threshold=threshold)
+        measured = report(gated, slices, data, **running)
         content = {
             "format_version": FORMAT_VERSION,
             "by": "gates",
             "threshold": threshold,
             "weights_sha256": self._digest(),
-            "report": report(gated, slices, data, **running).to_plain(),
+            "report": measured.to_plain(),
             "classes": {name: part.to_plain() for name, part in slices.items()},
         }
         atomic_write(self.folder / "slices.json", json.dumps(content))
-        return content
+        return measured
 
     def slices(self) -> dict[str, Slice]:
         """Return the class slices that `find_slices` kept."""
@@ -237,7 +244,9 @@ class Run:
             raise TorchsliceError(f"{self.folder} has no slices yet; find them with: torchslice slice {self.folder}")
         content = _read(path, "format_version", "classes", "weights_sha256")
         if content["weights_sha256"] != self._digest():
-            raise TorchsliceError(f"{path} belongs to other weights; find the slices anew: torchslice slice {self.folder}")
+            raise TorchsliceError(
+                f"{path} belongs to other weights; find the slices anew: torchslice slice {self.folder}"
+            )
         return {name: Slice.from_plain(plain) for name, plain in content["classes"].items()}
 
     def _digest(self) -> str:

@@ -74,5 +74,5 @@ def spread(values: Sequence[float | None], *, percent: bool = True, digits: int 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a Markdown table; the first column is text, the others are numbers."""
-    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+    lines = [list(headings), ["---"] + ["---:"] * (len(headings) - 1), *map(list, rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

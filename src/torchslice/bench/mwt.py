@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,10 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _accuracy(arm: str, task: dict[str, Any]) -> float:
+    return float(task["accuracy"][arm])
+
+
 def _whole(runs: list[dict[str, Any]]) -> str:
     ratio = [run["seconds"]["modular"] / run["seconds"]["standard"] for run in runs]
     rows = [
@@ -272,8 +278,8 @@ def _tasks(runs: list[dict[str, Any]], sizes: list[int], arms: dict[str, str]) -
     def cut(task: dict[str, Any]) -> dict[str, Any]:
         return next(stage for stage in task["stages"] if stage["name"] == "extracted")
 
-    figures = {f"{arm}": (lambda task, arm=arm: task["accuracy"][arm]) for arm in arms}
-    figures |= {
+    figures: dict[str, Callable[[dict[str, Any]], float]] = {
+        **{arm: partial(_accuracy, arm) for arm in arms},
         "*neuron retention of the union, %*": lambda task: task["neuron_retention"],
         "*parameters of the sub-model, %*": lambda task: cut(task)["param_retention"],
         "*MACs of the sub-model, %*": lambda task: cut(task)["mac_retention"],

@@ -1,0 +1,244 @@
+"""What torchslice costs, as ratios measured in one run: each figure beside what it is compared with, taken in turns."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..core.neurons import find_neurons
+from ..data import Data, Split
+from ..errors import TorchsliceError
+from ..files import atomic_write
+from ..imports import import_optional
+from ..modular import attach_gates, class_slices, objective
+from ..modular.metrics import cohesion
+from ..training import choose_placement, cross_entropy
+from ..training.objectives import Objective
+from ..use.costs import cost, latency_ms
+from ..use.extract import extract
+from .experiment import BENCHES, check_scale, manifest, table
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One scale of the bench."""
+
+    repeats: int  # turns of everything that takes less than a second
+    steps: int  # training steps of each kind
+    networks: tuple[str, ...]  # trained with and without gates
+    width: float  # of these networks
+    batch_size: int
+    images: int  # for class slices
+    samples: int  # for cohesion
+    neurons: int
+
+
+SETTINGS = {
+    "smoke": Settings(1, 1, ("resnet18",), 0.125, 8, 32, 200, 300),
+    "cpu": Settings(9, 9, ("vgg16", "resnet18"), 1.0, 128, 1024, 5000, 4736),
+    "paper": Settings(9, 30, ("vgg16", "resnet18"), 1.0, 128, 10_000, 5000, 4736),
+}
+
+
+@BENCHES.register("speed")
+def speed(
+    scale: str,
+    *,
+    data_dir: str | Path | None = None,
+    out: str | Path = "results",
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure the ratios; writes speed-SCALE.json and speed-SCALE.md into `out` and returns the JSON. Needs no data."""
+    check_scale(scale)
+    settings = SETTINGS[scale]
+    torch.manual_seed(seed)
+    rows: list[dict[str, Any]] = []
+    for part in (_against_torch_pruning, _steps, _slices, _cohesion, _sub_model):
+        for row in part(settings, device):
+            rows.append(row)
+            if progress:
+                print(" | ".join(_cells(row)), flush=True)
+    result: dict[str, Any] = {
+        "manifest": manifest(f"torchslice bench speed --scale {scale}", asdict(settings)),
+        "rows": rows,
+    }
+    about = result["manifest"]
+    headings = ["what", "against", "ratio (quartiles)", "goal"]
+    text = [
+        "# Speed",
+        "",
+        f"`{about['command']}`: {about['processor']}, accelerator {about['accelerator'] or 'none'}, "
+        f"torch {about['torch']}. Both sides of a ratio are measured in turns in the same run; the median of the "
+        "pairwise ratios, with quartiles.",
+        "",
+        table(headings, [_cells(row) for row in rows]),
+        "",
+    ]
+    atomic_write(Path(out) / f"speed-{scale}.json", json.dumps(result, indent=1))
+    atomic_write(Path(out) / f"speed-{scale}.md", "\n".join(text))
+    return result
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    low, high = row["quartiles"]
+    return [row["what"], row["against"], f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})", row["goal"]]
+
+
+def _row(what: str, against: str, goal: str, pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """Summarise pairs of seconds (ours, theirs)."""
+    ratios = [ours / theirs for ours, theirs in pairs]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    medians = [statistics.median(side) for side in zip(*pairs, strict=True)]
+    return {
+        "what": f"{what} ({medians[0]:.3f} s)",
+        "against": f"{against} ({medians[1]:.3f} s)",
+        "goal": goal,
+        "ratio": statistics.median(ratios),
+        "quartiles": [low, high],
+        "seconds": pairs,
+    }
+
+
+def _in_turns(repeats: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> list[tuple[float, float]]:
+    """Run both once to warm up, then in turns, and return their seconds pair by pair."""
+    pairs = []
+    for turn in range(repeats + 1):
+        order = (ours, theirs) if turn % 2 else (theirs, ours)
+        taken = {side: _seconds(side) for side in order}
+        if turn:
+            pairs.append((taken[ours], taken[theirs]))
+    return pairs
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _against_torch_pruning(settings: Settings, device: str) -> list[dict[str, Any]]:
+    """find_neurons + extract of half the neurons, checked, against torch-pruning on a copy of the model."""
+    try:
+        tp = import_optional("torch_pruning", extra="dev")
+    except TorchsliceError:
+        return []
+    rows = []
+    for name in ("resnet18", "densenet121"):
+        model, example = models.create(f"torchvision:{name}").eval(), torch.randn(2, 3, 64, 64)
+
+        def ours(model: nn.Module = model, example: Tensor = example) -> None:
+            neurons = find_neurons(model, example)
+            extract(model, neurons.random(0.5), example, neurons=neurons)
+
+        def theirs(model: nn.Module = model, example: Tensor = example) -> None:
+            other = copy.deepcopy(model)
+            last = [module for module in other.modules() if isinstance(module, nn.Linear)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importance = tp.importance.RandomImportance()
+                tp.pruner.BasePruner(other, example, importance, pruning_ratio=0.5, ignored_layers=last).step()
+
+        pairs = _in_turns(settings.repeats, ours, theirs)
+        rows.append(_row(f"find_neurons + extract, {name}", "torch-pruning", "<= 1", pairs))
+    return rows
+
+
+def _noise(settings: Settings, images: int) -> Data:
+    """Random images in the shape of CIFAR-10: the time of a step does not depend on what they show."""
+    split = Split(torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 10)
+    return Data.build("noise", split, split, classes=[str(c) for c in range(10)], validation=split)
+
+
+def _steps(settings: Settings, device: str) -> list[dict[str, Any]]:
+    """A modular training step against a standard one: forward, losses, backward, optimizer."""
+    placement = choose_placement(device)
+    images = torch.randn(settings.batch_size, 3, 32, 32, device=placement.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(settings.batch_size, device=placement.device) % 10
+    rows = []
+    for name in settings.networks:
+
+        def step(model: nn.Module, target: Objective) -> Callable[[], None]:
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+
+            def run() -> None:
+                with placement.autocast():
+                    loss, _, _ = target(model, images, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+            return run
+
+        def new(name: str = name) -> nn.Module:
+            return models.create(name, width=settings.width).to(
+                device=placement.device, memory_format=torch.channels_last
+            )  # type: ignore[call-overload]
+
+        gated = attach_gates(new(), images[:2])
+        pairs = _in_turns(settings.steps, step(gated.train(), objective()), step(new().train(), cross_entropy))
+        what = f"modular training step, {name}, batch {settings.batch_size}, {placement.precision}"
+        rows.append(_row(what, "standard step", "<= 1.15" if placement.device.type == "cuda" else "<= 1.08", pairs))
+    return rows
+
+
+def _slices(settings: Settings, device: str) -> list[dict[str, Any]]:
+    """Class slices of all classes against one forward pass of the same gated network over the same images."""
+    placement = choose_placement(device)
+    data = _noise(settings, settings.images)
+    gated = attach_gates(models.create(settings.networks[0], width=settings.width), data.example).eval()
+    gated.to(placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward() -> None:
+        with torch.no_grad(), placement.autocast():
+            for images in data.train.images.split(512):
+                normal = data.normalise(images.to(placement.device))
+                gated(normal.contiguous(memory_format=torch.channels_last))
+
+    def ours() -> None:
+        class_slices(gated, data, device=device, progress=False)
+
+    pairs = _in_turns(max(1, settings.repeats // 3), ours, forward)
+    state = 2 * 8 * len(data.classes) * sum(layer.count for layer in gated.neurons.layers.values()) / 2**20
+    what = f"class slices, {settings.networks[0]}, {settings.images} images, {state:.1f} MiB of sums"
+    return [_row(what, "one forward pass", "<= 1.1, < 5 MiB", pairs)]
+
+
+def _cohesion(settings: Settings, device: str) -> list[dict[str, Any]]:
+    """Exact cohesion of one class, in seconds."""
+    masks = torch.rand(settings.samples, settings.neurons) < 0.5
+    pairs = [(_seconds(lambda: cohesion(masks)), 1.0) for _ in range(max(1, settings.repeats // 3))]
+    row = _row(f"exact cohesion of {settings.samples} x {settings.neurons}", "one second", "<= 2", pairs)
+    return [row]
+
+
+def _sub_model(settings: Settings, device: str) -> list[dict[str, Any]]:
+    """The speed-up of a sub-model with half of every layer at batch 64, against its share of the MACs."""
+    where = choose_placement(device).device
+    rows = []
+    for name in settings.networks:
+        model, example = models.create(name, width=settings.width).eval(), torch.randn(2, 3, 32, 32)
+        small = extract(model, find_neurons(model, example).random(0.5), example)
+        ratio = cost(model, example).macs / cost(small, example).macs
+        pair = {"full": model.to(where), "part": small.to(where)}
+        times = latency_ms(pair, example.to(where), batch_sizes=(64,), repeats=settings.repeats)
+        full, part = (times[key][64].median_ms / 1000 for key in ("full", "part"))
+        what = f"sub-model of {name}, batch 64, MACs / {ratio:.2f}"
+        row = _row(what, "its MAC ratio", ">= 0.8", [(full / part, ratio)])
+        rows.append({**row, "what": row["what"].replace(" s)", "x faster)"), "against": "its MAC ratio"})
+    return rows

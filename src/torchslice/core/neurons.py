@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import TorchsliceError
 from ..slices import Slice
-from .flow import Channels, Flow, Port
+from .flow import Channels, Flow
 from .record import Recording, Value, record
 from .rules import NORMS, Rules
 
@@ -166,11 +166,11 @@ def _analyse(
     head = _head(flow, wires, output)
     reasons = _settle(flow, wires)
     layers = {n: p for n, p in flow.ports.items() if p.kind in ("conv", "grouped", "linear") and n not in reasons}
-    holders: dict[int, list[str]] = {}  # wire -> sliceable layers that write to it
-    for name, port in layers.items():
-        for wire in set(wires[port.outs].tolist()):
-            holders.setdefault(wire, []).append(name)
-    writers = {name: _writers(port, wires, holders) for name, port in flow.ports.items()}
+    writes = np.zeros((len(layers), int(wires.max(initial=0)) + 1), dtype=bool)  # [layers, wires]
+    for row, port in zip(writes, layers.values(), strict=True):
+        row[wires[port.outs]] = True
+    names = np.array(list(layers), dtype=object)
+    writers = {n: tuple(names[writes[:, wires[port.outs]].any(1)]) for n, port in flow.ports.items()}
     followers = {
         n: writers[n]
         for n, port in flow.ports.items()
@@ -296,13 +296,6 @@ def _head(flow: Flow, wires: Any, output: Channels | None) -> tuple[str, ...]:
         return ()
     return tuple(
         name for name, port in flow.ports.items() if port.kind != "norm" and np.isin(wires[port.outs], scores).all()
-    )
-
-
-def _writers(port: Port, wires: Any, holders: dict[int, list[str]]) -> tuple[str, ...]:
-    """Return the sliceable layers that write to the wires of a port, in forward order."""
-    return tuple(
-        dict.fromkeys(name for wire in dict.fromkeys(wires[port.outs].tolist()) for name in holders.get(wire, ()))
     )
 
 

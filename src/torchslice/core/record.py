@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_flatten, tree_map
 
 from ..errors import TorchsliceError
 from .functions import LEAVES_TORCH
@@ -50,6 +49,23 @@ class Recording:
     input: Value | None = None
     output: Value | None = None
     module_outputs: dict[str, list[Value]] = field(default_factory=dict)  # what each module returned, call by call
+
+
+def replace_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply a function to everything in nested tuples, lists and dictionaries."""
+    if isinstance(tree, tuple | list):
+        items = [replace_leaves(function, item) for item in tree]
+        return items if isinstance(tree, list) else tuple(items)
+    if isinstance(tree, dict):
+        return {key: replace_leaves(function, item) for key, item in tree.items()}
+    return function(tree)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """List everything in nested tuples, lists and dictionaries."""
+    found: list[Any] = []
+    replace_leaves(found.append, tree)
+    return found
 
 
 def plain_name(function: Callable[..., Any]) -> str:
@@ -97,12 +113,19 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        plain_args, plain_kwargs = tree_map(lambda a: self.value(a) if isinstance(a, Tensor) else a, (args, kwargs))
+        inputs: list[Value] = []
+
+        def note(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            inputs.append(self.value(leaf))
+            return inputs[-1]
+
+        plain_args, plain_kwargs = replace_leaves(note, args), replace_leaves(note, kwargs)
         result = func(*args, **kwargs)
         name = plain_name(func)
-        inputs = tuple(leaf for leaf in tree_flatten((plain_args, plain_kwargs))[0] if isinstance(leaf, Value))
         dynamic = any(value.dynamic for value in inputs)
-        made = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
         if not made:
             if dynamic and name in LEAVES_TORCH:
                 raise TorchsliceError(
@@ -115,7 +138,7 @@ class _Recorder(TorchFunctionMode):
                 return result
             made = [args[0]]  # x[...] = y changes x
         outputs = tuple(self.learn(tensor, Value(tuple(tensor.shape), dynamic)) for tensor in made)
-        self.recording.calls.append(Call(name, func, plain_args, plain_kwargs, inputs, outputs, self.stack[-1]))
+        self.recording.calls.append(Call(name, func, plain_args, plain_kwargs, tuple(inputs), outputs, self.stack[-1]))
         return result
 
     def entered(self, module: nn.Module, args: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_map
 
 from .flow import Channels, Flow, Port, Step
 from .functions import (
@@ -30,7 +29,7 @@ from .functions import (
     ZERO_GOES,
     ZERO_STAYS,
 )
-from .record import Call, Recording, Value
+from .record import Call, Recording, Value, leaves, replace_leaves
 
 
 class Rules:
@@ -329,10 +328,13 @@ class Rules:
         numbered = torch.arange(n, dtype=kind).view(shape).expand(value.shape)
         if call.name in SHAPED:  # a view needs real memory
             numbered = numbered.contiguous()
-        args, kwargs = tree_map(
-            lambda a: (numbered if a is value else torch.empty(a.shape)) if isinstance(a, Value) else a,
-            (call.args, call.kwargs),
-        )
+
+        def stand_in(leaf: Any) -> Any:
+            if not isinstance(leaf, Value):
+                return leaf
+            return numbered if leaf is value else torch.empty(leaf.shape)
+
+        args, kwargs = replace_leaves(stand_in, (call.args, call.kwargs))
         function = torch.mean if call.name == "sum" else call.function
         if call.name == "sum":
             kwargs.pop("dtype", None)
@@ -345,7 +347,7 @@ class Rules:
             channels = Channels(source.ids[index], axis)
             self.channels[out] = channels
             self.flow.steps.append(Step("keep", (source,), channels, index=index, where=self._where(call)))
-            if call.name in SHAPED and out.shape[axis] in tree_flatten((call.args[1:], call.kwargs))[0]:
+            if call.name in SHAPED and out.shape[axis] in leaves((call.args[1:], call.kwargs)):
                 self.written_widths.append((self._where(call), source.ids))
 
 

@@ -164,7 +164,7 @@ def _losses(means: RunningMeans, epoch: int, learning_rate: float) -> str:
             f"the loss is no longer finite in epoch {epoch}. Lower learning_rate (now {learning_rate:g}) or the "
             "weights of the objective, or use precision='fp32'; finished epochs stay in the folder, if one was given."
         )
-    return "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+    return "  ".join(f"{name} {value:.3f}" for name, value in values.items() if "accuracy" not in name)
 
 
 def _check_settings(**settings: Any) -> None:

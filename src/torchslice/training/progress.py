@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import Tensor
 
 from .ranks import Ranks
@@ -61,6 +62,7 @@ def progress_bar(show: bool, *, total: int, done: int = 0) -> Iterator[Bar]:
     if not show:
         yield Bar(None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False))  # the one to give way if it is narrow
+    columns = (TextColumn("{task.description}"), BarColumn(16), TimeRemainingColumn(), text)
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         yield Bar(progress, total, done)

@@ -19,19 +19,28 @@ from ..slices import Slice
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def extract(model: nn.Module, part: Slice, example: Tensor, *, classes: Sequence[int] | None = None) -> nn.Module:
+def extract(
+    model: nn.Module,
+    part: Slice,
+    example: Tensor,
+    *,
+    classes: Sequence[int] | None = None,
+    neurons: Neurons | None = None,
+) -> nn.Module:
     """Return a new, smaller network that computes what `model` computes with the neurons outside `part` held at zero.
 
     The result is made of plain layers of the same types; the model is not changed. With `classes` (at least two
     indices) only their scores remain, in the model's order. Every call checks the cut network against the masked
     model on `example` [B, ...].
 
+    `neurons` of the same model, found before, save finding them again.
+
     Raises TorchsliceError for a slice of another model, an empty slice or layer, bad classes, and a cut that does not
     compute the same.
 
     >>> small = extract(model, slices["cat"] | slices["dog"], data.example, classes=[3, 5])
     """
-    neurons = find_neurons(model, example)
+    neurons = neurons or find_neurons(model, example)
     what = plan(neurons, part, classes)
     small = cut(model, what)
     _verify(model, small, what, example, classes)

@@ -79,7 +79,9 @@ def reuse(
     indices = sorted(data.class_indices(classes))
     names = [data.classes[i] for i in indices]
     if len(names) < 2:
-        raise TorchsliceError(f"a sub-model needs at least two classes, got {names[0]!r} alone; add one to tell it from.")
+        raise TorchsliceError(
+            f"a sub-model needs at least two classes, got {names[0]!r} alone; add one to tell it from."
+        )
     if missing := [name for name in names if name not in slices]:
         raise TorchsliceError(f"there is no slice for class {missing[0]!r}; slices: {', '.join(slices)}.")
     task = data.restrict(names)
@@ -92,9 +94,7 @@ def reuse(
     networks["recalibrated"] = recalibrate(networks["extracted"], sample, seed=seed)
     if not epochs:
         return Reused(tuple(names), part, networks)
-    tuned = finetune(
-        networks["recalibrated"], task, epochs=epochs, learning_rate=learning_rate, seed=seed, **running
-    )
+    tuned = finetune(networks["recalibrated"], task, epochs=epochs, learning_rate=learning_rate, seed=seed, **running)
     return Reused(tuple(names), part, {**networks, "fine-tuned": tuned.model}, tuned.best_epoch)
 
 
