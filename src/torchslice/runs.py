@@ -9,6 +9,7 @@ Opening a run builds the network that run.json names, so open only your own or t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -27,7 +28,7 @@ from . import models
 from .data import Data
 from .errors import TorchsliceError
 from .files import atomic_write
-from .modular import GatedModel, Report, attach_gates, gate_statistics, objective, report, slices_from
+from .modular import GatedModel, Report, attach_gates, class_slices, objective, report
 from .slices import Slice
 from .training import choose_placement, cross_entropy, fit
 from .training.checkpoint import FILE as CHECKPOINT
@@ -160,19 +161,26 @@ class Run:
         """Train to the last epoch, from where it stopped, and return one row per epoch, as `fit` does."""
         recipe = self.recipe
         modular = objective(cohesion_weight=recipe.cohesion_weight, coupling_weight=recipe.coupling_weight)
-        return fit(
-            recipe.network(data),
-            data,
-            objective=modular if recipe.method == "modular" else cross_entropy,
-            epochs=recipe.epochs,
-            learning_rate=recipe.learning_rate,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            device=device,
-            precision=recipe.precision,
-            folder=self.folder / "training",
-            progress=progress,
-        )
+        try:
+            return fit(
+                recipe.network(data),
+                data,
+                objective=modular if recipe.method == "modular" else cross_entropy,
+                epochs=recipe.epochs,
+                learning_rate=recipe.learning_rate,
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                device=device,
+                precision=recipe.precision,
+                folder=self.folder / "training",
+                progress=progress,
+            )
+        except TorchsliceError:
+            if not self._checkpoint_path.exists():  # nothing to go on with, so the folder is free again
+                (self.folder / "run.json").unlink()
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+            raise
 
     @property
     def epochs_done(self) -> int:
@@ -192,7 +200,7 @@ class Run:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise TorchsliceError(
-                f"{self.folder / 'training' / CHECKPOINT} does not belong to the network of run.json; train anew."
+                f"{self._checkpoint_path} does not belong to the network of run.json; train anew."
             ) from error
         return network.to(choose_placement(device).device).eval()
 
@@ -207,9 +215,13 @@ class Run:
         assert isinstance(network, GatedModel)
         return network
 
+    @property
+    def _checkpoint_path(self) -> Path:
+        return self.folder / "training" / CHECKPOINT
+
     def _checkpoint(self, *, weights: bool = True) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """Return the rows of the finished epochs and the weights after the last one."""
-        path = self.folder / "training" / CHECKPOINT
+        path = self._checkpoint_path
         if not path.exists():
             return [], {}
         try:
@@ -224,7 +236,7 @@ class Run:
     def find_slices(self, data: Data, *, threshold: float = 0.9, **running: Any) -> Report:
         """Find the class slices by the gates, keep them in slices.json, and return what they are worth."""
         gated = self.gated(data, device=running.get("device", "auto"))
-        slices = slices_from(gated, gate_statistics(gated, data, **running), frequency_threshold=threshold)
+        slices = class_slices(gated, data, frequency_threshold=threshold, **running)
         measured = report(gated, slices, data, **running)
         content = {
             "format_version": FORMAT_VERSION,
@@ -250,7 +262,7 @@ class Run:
         return {name: Slice.from_plain(plain) for name, plain in content["classes"].items()}
 
     def _digest(self) -> str:
-        with (self.folder / "training" / CHECKPOINT).open("rb") as file:
+        with self._checkpoint_path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 

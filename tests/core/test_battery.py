@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from functools import cache
 
 import pytest
@@ -13,6 +14,7 @@ from tests.core.architectures import ARCHITECTURES, make
 from torchslice.core.hold import masked
 from torchslice.core.neurons import Neurons, find_neurons
 from torchslice.slices import Slice
+from torchslice.use.costs import cost
 from torchslice.use.extract import extract, retention
 
 CLASSES = [1, 4, 9]
@@ -103,6 +105,8 @@ def test_retention_counts_the_network_that_is_built(name: str) -> None:
     small = extract(model, part, example, classes=CLASSES)
     share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     assert kept.built_param == pytest.approx(share, abs=1e-12)
+    if name != "vit":  # attention multiplies activations, which retention does not count
+        assert kept.built_mac == pytest.approx(cost(small, example).macs / cost(model, example).macs, abs=1e-12)
     assert kept.param <= kept.built_param + 1e-12 and kept.mac <= kept.built_mac + 1e-12
     assert retention(model, neurons, neurons.full()).param == retention(model, neurons, neurons.full()).built_mac == 1
 
@@ -128,6 +132,17 @@ def test_extracting_again_from_an_extracted_network(name: str) -> None:
         held = once(example)
     with torch.no_grad():
         assert difference(extract(once, part, example)(example), held) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit"])
+def test_the_extracted_network_exports_compiles_and_pickles(name: str) -> None:
+    model, example, neurons = prepared(name)
+    small = extract(model, neurons.random(0.5), example)
+    with torch.no_grad():
+        expected = small(example)
+        assert torch.equal(pickle.loads(pickle.dumps(small))(example), expected)
+        assert difference(torch.export.export(small, (example,)).module()(example), expected) <= 1e-6
+        assert difference(torch.compile(small, backend="eager")(example), expected) <= 1e-6
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "unknown"])

@@ -58,7 +58,7 @@ def finished_or_run(path: Path, settings: dict[str, Any], run: Callable[[], dict
         if before != settings:
             raise TorchsliceError(f"{path} was made with other settings; remove it or choose another --out.")
         return result
-    result = run()
+    result = json.loads(json.dumps(run()))  # the same first and later: JSON has no integer keys
     atomic_write(path, json.dumps({"settings": settings, "result": result}, indent=1))
     return result
 

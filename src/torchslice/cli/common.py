@@ -53,7 +53,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to run; auto takes a GPU if there is one.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Folder with the files of named data sets.  [default: $TORCHSLICE_DATA]"),
+    typer.Option("--data-dir", help="Folder with the files of named data sets (default: $TORCHSLICE_DATA)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL[0].upper() + MODEL[1:] + ".")]

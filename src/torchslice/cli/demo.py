@@ -13,7 +13,7 @@ from .common import Device, DeviceOption, Json, Seed, check_writable, emit
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the run and the sub-models.  [default: a new one]")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the run and the sub-models (default: a new one).")
     ] = None,
     seed: Seed = 0,
     device: DeviceOption = Device.auto,

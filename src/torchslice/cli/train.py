@@ -39,7 +39,7 @@ def train(
     precision: Annotated[Precision, typer.Option(help="auto takes bf16 where the hardware computes in it.")] = (
         Precision.auto
     ),
-    train_limit: Annotated[int | None, typer.Option(help="Use so many training images.  [default: all]")] = None,
+    train_limit: Annotated[int | None, typer.Option(help="Use so many training images (default: all).")] = None,
     model_argument: ModelArguments = None,
     data_option: DataOptions = None,
     data_dir: DataDir = None,

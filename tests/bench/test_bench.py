@@ -1,0 +1,60 @@
+"""The benches at their smallest scale: they run, resume, and write what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from torchslice.bench import BENCHES
+from torchslice.bench.experiment import spread, table
+from torchslice.bench.mwt import ARMS
+from torchslice.errors import TorchsliceError
+
+
+def test_mwt_runs_writes_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = BENCHES["mwt"]
+    result = run("smoke", out=tmp_path, progress=False)
+    assert json.loads((tmp_path / "mwt-smoke.json").read_text()) == json.loads(json.dumps(result))
+    page = (tmp_path / "mwt-smoke.md").read_text()
+    (only,) = result["runs"]
+    for task in only["tasks"]:
+        assert task["accuracy"].keys() == ARMS.keys()
+        assert all(0 <= value <= 1 for value in task["accuracy"].values())
+        assert 0 < task["neuron_retention"] <= 1
+    assert len(only["tasks"]) == 6  # five pairs and all ten
+    assert all(arm in page for arm in ARMS) and f"{100 * only['standard_accuracy']:.2f}" in page
+
+    monkeypatch.setattr("torchslice.bench.mwt.fit", None)  # what is finished is not run again
+    assert run("smoke", out=tmp_path, progress=False)["runs"] == result["runs"]
+    part = tmp_path / "mwt-smoke-convnet-seed0.json"
+    part.write_text(part.read_text().replace('"epochs": 2', '"epochs": 3'))
+    with pytest.raises(TorchsliceError, match="made with other settings; remove it or choose another --out"):
+        run("smoke", out=tmp_path, progress=False)
+    part.write_text("{}")
+    with pytest.raises(TorchsliceError, match="is no finished part of this bench"):
+        run("smoke", out=tmp_path, progress=False)
+
+
+def test_speed_measures_every_ratio(tmp_path: Path) -> None:
+    result = BENCHES["speed"]("smoke", out=tmp_path, progress=False)
+    whats = [row["what"] for row in result["rows"]]
+    for what in ("find_neurons + extract", "modular training step", "class slices", "exact cohesion", "sub-model"):
+        assert any(text.startswith(what) for text in whats)
+    assert all(row["ratio"] > 0 for row in result["rows"])
+    assert "| what | against |" in (tmp_path / "speed-smoke.md").read_text()
+
+
+def test_unknown_scale_and_bench() -> None:
+    with pytest.raises(TorchsliceError, match="unknown scale 'papr'. Did you mean 'paper'"):
+        BENCHES["mwt"]("papr")
+    with pytest.raises(TorchsliceError, match="Known: mwt, speed"):
+        BENCHES["restructur"]
+
+
+def test_means_and_their_spread() -> None:
+    assert spread([0.5]) == "50.0"
+    assert spread([0.5, 0.7, None]) == "60.0 ± 14.1"
+    assert spread([None]) == "-"
+    assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
