@@ -20,7 +20,9 @@ from .tables import percent, table
 from .use import accuracy, accuracy_of, cost, latency_ms, load, predict_logits, random_like, restrict_logits, save
 
 # Width, epochs and learning rates were chosen on the validation images.
-RECIPE = Recipe("convnet", "digits", epochs=40, learning_rate=0.05, batch_size=64, precision="fp32")
+RECIPE = Recipe(
+    "convnet", "digits", model_arguments={"width": 0.75}, epochs=40, learning_rate=0.05, batch_size=32, precision="fp32"
+)
 TASKS = (("3", "8"), ("1", "4", "7"), ("0", "2", "5", "6", "9"))
 TUNING_EPOCHS = 10
 BATCH = 64  # images per forward pass where latency is measured
