@@ -8,27 +8,12 @@ import pytest
 import torchslice
 
 NAMES = [
-    "Slice",
-    "TorchsliceError",
-    "accuracy",
-    "cost",
-    "data",
-    "evaluate_stages",
-    "extract",
-    "find_neurons",
-    "finetune",
-    "fit",
-    "latency_ms",
-    "load",
-    "masked",
-    "models",
-    "modular",
-    "recalibrate",
-    "retention",
-    "reuse",
-    "save",
+    *("Slice", "TorchsliceError", "accuracy", "cost", "data", "evaluate_stages", "extract", "find_neurons", "finetune"),
+    *("fit", "latency_ms", "load", "masked", "models", "modular", "recalibrate", "retention", "reuse", "save"),
 ]
-MODULAR = ["attach_gates", "class_slices", "cohesion_loss", "coupling_loss", "mean_gate_values", "objective", "report"]
+MODULAR = [
+    *("attach_gates", "class_slices", "cohesion_loss", "coupling_loss", "mean_gate_values", "objective", "report"),
+]
 
 
 def test_public_names_are_frozen():

@@ -160,8 +160,8 @@ class Run:
     def train(self, data: Data, *, device: str = "auto", progress: bool = True) -> list[dict[str, Any]]:
         """Train to the last epoch, from where it stopped, and return one row per epoch, as `fit` does."""
         recipe = self.recipe
-        modular = objective(cohesion_weight=recipe.cohesion_weight, coupling_weight=recipe.coupling_weight)
         try:
+            modular = objective(cohesion_weight=recipe.cohesion_weight, coupling_weight=recipe.coupling_weight)
             return fit(
                 recipe.network(data),
                 data,

@@ -13,9 +13,8 @@ from .conftest import TINY
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(
-        demo.run_demo, "__kwdefaults__", {**demo.run_demo.__kwdefaults__, "recipe": TINY, "tuning_epochs": 1}
-    )
+    monkeypatch.setattr(demo, "RECIPE", TINY)
+    monkeypatch.setattr(demo, "TUNING_EPOCHS", 1)
 
 
 def test_the_demo_tells_the_story_and_keeps_its_files(torchslice, tiny, tmp_path):

@@ -68,7 +68,7 @@ def test_help_imports_nothing_heavy():
     [
         (["trian"], ["trian", "torchslice --help"]),
         (["train", "convnet"], ["DATA", "torchslice train --help"]),
-        (["train", "convnet", "digits", "--out", "x", "--epochs", "many"], ["--epochs", "many"]),
+        (["train", "convnet", "digits", "--out", "x", "--epochs", "many"], ["--epochs", "integer"]),
         (["train", "convnet", "digits", "--out", "x", "--method", "modlar"], ["modlar", "modular", "standard"]),
         (["neurons", "convnet", "--device", "tpu"], ["tpu", "auto", "cpu", "cuda"]),
         (["neurons", "convnet", "--colour"], ["--colour"]),

@@ -72,7 +72,7 @@ def test_an_unwritable_folder_is_found_before_the_data_are_loaded(torchslice, tm
         (["convnt", "digits"], ["'convnt'", "Did you mean 'convnet'?"]),
         (["convnet", "digist"], ["'digist'", "Did you mean 'digits'?"]),
         (["convnet", "folder:nowhere"], ["nowhere", "one sub-folder"]),
-        (["convnet", "cifar10", "--data-dir", "nowhere"], ["cifar10", "nowhere", "--data-dir"]),
+        (["convnet", "cifar10"], ["cifar10", "cifar-10-batches-py", "--data-dir"]),
         (["convnet", "digits", "--model-argument", "channels=3"], ["[2, 1, 8, 8]"]),
         (["convnet", "digits", "--model-argument", "num_classes=3", "--method", "standard"], ["[2, 3]", "[2, 10]"]),
         (["convnet", "digits", "--epochs", "0"], ["epochs", "at least 1"]),
@@ -85,6 +85,7 @@ def test_an_unwritable_folder_is_found_before_the_data_are_loaded(torchslice, tm
 )
 def test_train_refuses_and_leaves_nothing(torchslice, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.setattr("urllib.request.urlopen", _no_network)
+    monkeypatch.setenv("TORCHSLICE_DATA", str(tmp_path / "data"))
     torchslice("train", *arguments, "--out", tmp_path / "run", "--device", "cpu").refused(*parts)
     assert not (tmp_path / "run").exists()
 

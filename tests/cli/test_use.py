@@ -117,7 +117,7 @@ def test_runs_that_are_missing_foreign_damaged_or_stale(torchslice, run_copy, tm
     recipe["fingerprint"] = "0" * 16
     (run_copy / "run.json").write_text(json.dumps(recipe))
     torchslice("slice", run_copy, "--device", "cpu").refused("other images", "--data-dir")
-    for text, part in (("{", "damaged"), ("[]", "no 'format_version'"), ("{}", "no 'format_version'")):
+    for text, part in (("{", "damaged"), ("[]", "damaged"), ("{}", "no 'format_version'")):
         (run_copy / "run.json").write_text(text)
         torchslice("slice", run_copy).refused("run.json", part)
     (run_copy / "run.json").write_text('{"format_version": 2, "recipe": {}, "fingerprint": ""}')

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def manifest(command: str, settings: dict[str, Any], data: Data | None = None) -
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "data": None if data is None else f"{data!r} {data.fingerprint}",
     }
+
+
+def note(text: str, progress: bool) -> None:
+    """Say on standard error what is being done."""
+    if progress:
+        print(text, file=sys.stderr, flush=True)
 
 
 def finished_or_run(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

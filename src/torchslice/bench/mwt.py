@@ -26,7 +26,7 @@ from ..use.evaluate import accuracy, accuracy_of, predict_logits, restrict_logit
 from ..use.extract import extract
 from ..use.finetune import finetune
 from ..use.stages import evaluate_stages
-from .experiment import BENCHES, check_scale, finished_or_run, manifest, spread, table
+from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, spread, table
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,12 @@ class _Run:
             "progress": self.progress,
         }
         standard = new()
+        note(f"{self.network}, seed {self.seed}: standard training, {settings.epochs} epochs", self.progress)
         rows = fit(standard, data, folder=self.folder / "standard", **common)
         seconds = {"standard": sum(row["seconds"] for row in rows)}
         gated = attach_gates(new(), data.example, seed=self.seed)
         losses = objective(cohesion_weight=settings.cohesion_weight, coupling_weight=settings.coupling_weight)
+        note(f"{self.network}, seed {self.seed}: modular training, {settings.epochs} epochs", self.progress)
         rows = fit(gated, data, objective=losses, folder=self.folder / "modular", **common)
         seconds["modular"] = sum(row["seconds"] for row in rows)
         started = time.perf_counter()
@@ -176,6 +178,7 @@ class _Run:
     ) -> dict[str, Any]:
         """Evaluate one sub-task at every stage."""
         settings, data = self.settings, self.data
+        note(f"{self.network}, seed {self.seed}: sub-task {', '.join(classes)}", self.progress)
         indices, task = data.class_indices(classes), data.restrict(classes)
         example = data.example.to(next(gated.parameters()).device)
         part = slices[classes[0]]

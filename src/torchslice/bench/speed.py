@@ -27,7 +27,7 @@ from ..training import choose_placement, cross_entropy
 from ..training.objectives import Objective
 from ..use.costs import cost, latency_ms
 from ..use.extract import extract
-from .experiment import BENCHES, check_scale, manifest, table
+from .experiment import BENCHES, check_scale, manifest, note, table
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def speed(
     for part in (_against_torch_pruning, _steps, _slices, _cohesion, _sub_model):
         for row in part(settings, device):
             rows.append(row)
-            if progress:
-                print(" | ".join(_cells(row)), flush=True)
+            note(" | ".join(_cells(row)), progress)
     result: dict[str, Any] = {
         "manifest": manifest(f"torchslice bench speed --scale {scale}", asdict(settings)),
         "rows": rows,
@@ -199,7 +198,7 @@ def _steps(settings: Settings, device: str) -> list[dict[str, Any]]:
 
 def _slices(settings: Settings, device: str) -> list[dict[str, Any]]:
     """Class slices of all classes against one forward pass of the same gated network over the same images."""
-    placement = choose_placement(device)
+    placement = choose_placement(device, "fp32")
     data = _noise(settings, settings.images)
     gated = attach_gates(models.create(settings.networks[0], width=settings.width), data.example).eval()
     gated.to(placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -211,7 +210,7 @@ def _slices(settings: Settings, device: str) -> list[dict[str, Any]]:
                 gated(normal.contiguous(memory_format=torch.channels_last))
 
     def ours() -> None:
-        class_slices(gated, data, device=device, progress=False)
+        class_slices(gated, data, device=device, precision=placement.precision, progress=False)
 
     pairs = _in_turns(max(1, settings.repeats // 3), ours, forward)
     state = 2 * 8 * len(data.classes) * sum(layer.count for layer in gated.neurons.layers.values()) / 2**20
@@ -235,7 +234,9 @@ def _sub_model(settings: Settings, device: str) -> list[dict[str, Any]]:
         model, example = models.create(name, width=settings.width).eval(), torch.randn(2, 3, 32, 32)
         small = extract(model, find_neurons(model, example).random(0.5), example)
         ratio = cost(model, example).macs / cost(small, example).macs
-        pair = {"full": model.to(where), "part": small.to(where)}
+        for network in (model, small):
+            network.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pair = {"full": model, "part": small}
         times = latency_ms(pair, example.to(where), batch_sizes=(64,), repeats=settings.repeats)
         full, part = (times[key][64].median_ms / 1000 for key in ("full", "part"))
         what = f"sub-model of {name}, batch 64, MACs / {ratio:.2f}"

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except UsageError as error:
         where = error.ctx.command_path if error.ctx else "torchslice"
-        say(f"{where}: {error.format_message()} See: {where} --help")
+        say(f"{where}: {' '.join(error.format_message().split()).rstrip('.')}. See: {where} --help")
         return 2
     except TorchsliceError as error:
         say("torchslice:", " ".join(str(error).split()))

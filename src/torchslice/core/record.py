@@ -209,7 +209,7 @@ def record(model: nn.Module, example: Tensor) -> Recording:
     except Exception as error:
         where = recorder.stack[-1] or "its forward"
         raise TorchsliceError(
-            f"the model cannot run on the example {list(example.shape)}: {where!r} says: {str(error).splitlines()[0]} "
+            f"the model cannot run on the example {list(example.shape)}: {where!r} says: {str(error).splitlines()[0].rstrip('.')}. "
             "Give an example batch of the shape, type and device the model was made for."
         ) from error
     finally:
