@@ -207,9 +207,9 @@ def record(model: nn.Module, example: Tensor) -> Recording:
     except TorchsliceError:
         raise
     except Exception as error:
-        where = recorder.stack[-1] or "its forward"
+        where, says = recorder.stack[-1] or "its forward", str(error).splitlines()[0].rstrip(".")
         raise TorchsliceError(
-            f"the model cannot run on the example {list(example.shape)}: {where!r} says: {str(error).splitlines()[0].rstrip('.')}. "
+            f"the model cannot run on the example {list(example.shape)}: {where!r} says: {says}. "
             "Give an example batch of the shape, type and device the model was made for."
         ) from error
     finally:
