@@ -14,6 +14,11 @@ ZERO_STAYS = _names(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout",
     "contiguous clone detach alias to float half bfloat16 double type type_as cpu cuda requires_grad data",
 )
+#: Those of them, and of the clamps, that are activation functions.
+ACTIVATIONS = _names(
+    "relu relu6 leaky_relu rrelu elu selu celu gelu silu mish hardswish tanh softsign tanhshrink hardshrink softshrink",
+    "hardtanh prelu",
+)
 #: Element by element, f(0) is something else.
 ZERO_GOES = _names("sigmoid hardsigmoid logsigmoid softplus exp exp2 cos cosh erfc expit")
 #: Element by element, f(0) = 0 if the bounds say so.

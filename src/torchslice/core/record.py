@@ -38,6 +38,7 @@ class Call:
     kwargs: dict[str, Any]
     inputs: tuple[Value, ...]  # the Values among args and kwargs
     outputs: tuple[Value, ...]
+    overwritten: tuple[Value, ...]  # the inputs that were changed in place
     module: str  # innermost module that was running
 
 
@@ -104,7 +105,7 @@ class _Recorder(TorchFunctionMode):
         if tensor._version != version:
             written = self.learn(tensor, Value(tuple(tensor.shape), value.dynamic, value.parameter))
             self.recording.calls.append(
-                Call("write through a view", torch.clone, (value,), {}, (value,), (written,), self.stack[-1])
+                Call("write through a view", torch.clone, (value,), {}, (value,), (written,), (value,), self.stack[-1])
             )
             return written
         return value
@@ -114,11 +115,13 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         inputs: list[Value] = []
+        read: list[tuple[Tensor, int, Value]] = []
 
         def note(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
             inputs.append(self.value(leaf))
+            read.append((leaf, leaf._version, inputs[-1]))
             return inputs[-1]
 
         plain_args, plain_kwargs = replace_leaves(note, args), replace_leaves(note, kwargs)
@@ -137,8 +140,10 @@ class _Recorder(TorchFunctionMode):
             if name != "setitem":
                 return result
             made = [args[0]]  # x[...] = y changes x
+        overwritten = tuple(value for tensor, version, value in read if tensor._version != version)
         outputs = tuple(self.learn(tensor, Value(tuple(tensor.shape), dynamic)) for tensor in made)
-        self.recording.calls.append(Call(name, func, plain_args, plain_kwargs, tuple(inputs), outputs, self.stack[-1]))
+        call = Call(name, func, plain_args, plain_kwargs, tuple(inputs), outputs, overwritten, self.stack[-1])
+        self.recording.calls.append(call)
         return result
 
     def entered(self, module: nn.Module, args: Any) -> None:
