@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from torchslice.bench import BENCHES
 from torchslice.bench.experiment import spread, table
-from torchslice.bench.mwt import ARMS
+from torchslice.bench.mwt import ARMS, SETTINGS
 from torchslice.errors import TorchsliceError
 
 
@@ -35,6 +36,18 @@ def test_mwt_runs_writes_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     part.write_text("{}")
     with pytest.raises(TorchsliceError, match="is no finished part of this bench"):
         run("smoke", out=tmp_path, progress=False)
+
+
+def test_the_paper_scale_runs_its_four_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = SETTINGS["paper"]
+    assert [name for name, _ in paper.networks] == ["simcnn", "rescnn", "vgg16", "resnet18"] and paper.epochs == 200
+    small = {"networks": tuple((name, 0.125) for name, _ in paper.networks), "data": "digits", "train_images": 300}
+    short = {"epochs": 1, "finetune_epochs": 1, "seeds": 1, "task_sizes": (5,)}
+    monkeypatch.setitem(SETTINGS, "paper", replace(paper, **small, **short))
+    result = BENCHES["mwt"]("paper", out=tmp_path, progress=False)
+    assert [run["network"] for run in result["runs"]] == ["simcnn", "rescnn", "vgg16", "resnet18"]
+    page = (tmp_path / "mwt-paper.md").read_text()
+    assert all(f"## {run['network']}" in page for run in result["runs"])
 
 
 def test_speed_measures_every_ratio(tmp_path: Path) -> None:
