@@ -64,6 +64,9 @@ def test_depthwise_convolutions_follow_their_producer() -> None:
         (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), "chunk takes the channels apart at a fixed place"),
         (lambda x: x.view(2, 3, 4, 8, 8).transpose(1, 2).reshape(2, 12, 8, 8), "view takes the channels apart"),
         (lambda x: x.flip(1), "flip takes the channels apart"),
+        (lambda x: x[:, torch.arange(11, -1, -1)], "read by getitem: takes several tensors"),
+        (lambda x: x[:, :12] + x[:, [0] * 12], "getitem takes the channels apart"),
+        (lambda x: torch.where(x > 0, x, -x), "read by gt"),
         (
             lambda x: x * torch.linspace(0, 1, 12)[:, None, None],
             "joined by mul with a value whose channels are not known",

@@ -317,7 +317,7 @@ class Rules:
         """Run the function on a tensor whose elements are their channels' numbers, and read off where they went."""
         value = _arg(call, 0, "input")
         source = self.channels.get(value) if isinstance(value, Value) else None
-        if any(v.dynamic and v is not value for v in call.inputs) and not call.name.endswith("_as"):
+        if any(v is not value for v in call.inputs) and not call.name.endswith("_as"):
             return self._unknown(call, "takes several tensors")
         if source is None:
             return
