@@ -10,9 +10,14 @@ import torchslice
 NAMES = [
     *("Slice", "TorchsliceError", "accuracy", "cost", "data", "evaluate_stages", "extract", "find_neurons", "finetune"),
     *("fit", "latency_ms", "load", "masked", "models", "modular", "recalibrate", "retention", "reuse", "save"),
+    "semantic",
 ]
 MODULAR = [
     *("attach_gates", "class_slices", "cohesion_loss", "coupling_loss", "mean_gate_values", "objective", "report"),
+]
+SEMANTIC = [
+    *("METRICS", "Contributions", "Metric", "Rule", "SemanticSlices", "contributions", "prefix_similarity"),
+    *("slice_model", "slices_from"),
 ]
 
 
@@ -24,11 +29,15 @@ def test_public_names_are_frozen():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_documented_and_not_a_module_of_that_name(name):
     found = getattr(torchslice, name)
-    assert found.__doc__ and (name in ("data", "models", "modular")) == (type(found).__name__ == "module")
+    assert found.__doc__ and (name in ("data", "models", "modular", "semantic")) == (type(found).__name__ == "module")
 
 
 def test_modular_names():
     assert not [name for name in MODULAR if not hasattr(torchslice.modular, name)]
+
+
+def test_semantic_names():
+    assert not [name for name in SEMANTIC if not hasattr(torchslice.semantic, name)]
 
 
 def test_version_is_that_of_the_package():

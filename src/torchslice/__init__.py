@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, models, modular
+    from . import data, models, modular, semantic
+    from .core.find import find_neurons
     from .core.hold import masked
-    from .core.neurons import find_neurons
     from .errors import TorchsliceError
     from .slices import Slice
     from .submodel import reuse
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from .use.stages import evaluate_stages
 
 _HOMES = {
-    "": ("data", "models", "modular"),
+    "": ("data", "models", "modular", "semantic"),
     ".errors": ("TorchsliceError",),
     ".slices": ("Slice",),
-    ".core.neurons": ("find_neurons",),
+    ".core.find": ("find_neurons",),
     ".core.hold": ("masked",),
     ".training": ("fit",),
     ".use": (
@@ -59,6 +59,7 @@ __all__ = [
     "retention",
     "reuse",
     "save",
+    "semantic",
 ]
 
 

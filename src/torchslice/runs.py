@@ -2,7 +2,7 @@
 
     run.json      what was trained on which data, and how
     training/     checkpoint.safetensors and metrics.jsonl, written after every epoch
-    slices.json   class slices, how they were found, and their report
+    slices.json   class slices, how they were found, and what else was found with them
 
 Opening a run builds the network that run.json names, so open only your own or those you trust.
 """
@@ -29,7 +29,9 @@ from .data import Data
 from .errors import TorchsliceError
 from .files import atomic_write
 from .modular import GatedModel, Report, attach_gates, class_slices, objective, report
+from .semantic import Rule, SemanticSlices, contributions, slice_model
 from .slices import Slice
+from .submodel import without_gates
 from .training import choose_placement, cross_entropy, fit
 from .training.checkpoint import FILE as CHECKPOINT
 
@@ -209,7 +211,7 @@ class Run:
         if self.recipe.method != "modular":
             raise TorchsliceError(
                 f"{self.folder} was trained with --method {self.recipe.method}, so it has no gates to find slices by; "
-                "train with --method modular."
+                f"find them with: torchslice slice {self.folder} --by contribution, or train with --method modular."
             )
         network = self.network(data, device=device)
         assert isinstance(network, GatedModel)
@@ -238,27 +240,50 @@ class Run:
         gated = self.gated(data, device=running.get("device", "auto"))
         slices = class_slices(gated, data, frequency_threshold=threshold, **running)
         measured = report(gated, slices, data, **running)
-        content = {
-            "format_version": FORMAT_VERSION,
-            "by": "gates",
-            "threshold": threshold,
-            "weights_sha256": self._digest(),
-            "report": measured.to_plain(),
-            "classes": {name: part.to_plain() for name, part in slices.items()},
-        }
-        atomic_write(self.folder / "slices.json", json.dumps(content))
+        classes = {name: part.to_plain() for name, part in slices.items()}
+        self._keep({"by": "gates", "threshold": threshold, "report": measured.to_plain(), "classes": classes})
         return measured
 
+    def find_semantic_slices(
+        self,
+        data: Data,
+        *,
+        metric: str = "taylor",
+        samples_per_class: int = 256,
+        seed: int = 0,
+        gates: str = "fold",
+        device: str = "auto",
+        progress: bool = True,
+        **rule: Any,
+    ) -> SemanticSlices:
+        """Find slices by contribution, keep them in slices.json, and return them.
+
+        A modular network goes without its gates, see `without_gates`. `rule` is slicer, criterion, theta, share and
+        positions, as in `semantic.slice_model`.
+        """
+        Rule(metric, **rule)  # says what is wrong with it before long work
+        running: dict[str, Any] = {"device": device, "progress": progress}
+        network = without_gates(self.network(data, device=device), data, gates=gates, **running)
+        sampling: dict[str, Any] = {"samples_per_class": samples_per_class, "seed": seed}
+        scores = contributions(network, data, metric=metric, **sampling, **running)
+        found = slice_model(network, data, scores, **rule, **running)
+        used = gates if self.recipe.method == "modular" else None
+        self._keep({"by": "contribution", "gates": used, **sampling, **found.to_plain()})
+        return found
+
+    def _keep(self, found: dict[str, Any]) -> None:
+        content = {"format_version": FORMAT_VERSION, "weights_sha256": self._digest(), **found}
+        atomic_write(self.folder / "slices.json", json.dumps(content))
+
     def slices(self) -> dict[str, Slice]:
-        """Return the class slices that `find_slices` kept."""
+        """Return the class slices that were found last."""
         path = self.folder / "slices.json"
+        again = f"torchslice slice {self.folder} --by {'gates' if self.recipe.method == 'modular' else 'contribution'}"
         if not path.is_file():
-            raise TorchsliceError(f"{self.folder} has no slices yet; find them with: torchslice slice {self.folder}")
+            raise TorchsliceError(f"{self.folder} has no slices yet; find them with: {again}")
         content = _read(path, "format_version", "classes", "weights_sha256")
         if content["weights_sha256"] != self._digest():
-            raise TorchsliceError(
-                f"{path} belongs to other weights; find the slices anew: torchslice slice {self.folder}"
-            )
+            raise TorchsliceError(f"{path} belongs to other weights; find the slices anew: {again}")
         return {name: Slice.from_plain(plain) for name, plain in content["classes"].items()}
 
     def _digest(self) -> str:

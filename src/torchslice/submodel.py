@@ -1,4 +1,4 @@
-"""From a modular network to the sub-model of some classes: fold the gates, cut, recalibrate, fine-tune.
+"""From a trained network to the sub-model of some classes: fold its gates, if any, cut, recalibrate, fine-tune.
 
 Shapes: k chosen classes, N neurons of a layer.
 """
@@ -15,7 +15,7 @@ from .data import Data
 from .errors import TorchsliceError
 from .modular import GatedModel, gate_statistics
 from .slices import Slice
-from .use import extract, finetune, recalibrate
+from .use import accuracy, extract, finetune, recalibrate
 from .use.evaluate import device_of
 
 GATES = ("fold", "drop")
@@ -26,23 +26,25 @@ class Reused:
     """A sub-model, and the networks that it was on the way.
 
     `classes` are in the order of the logits, `part` is the union of their slices. `networks` maps "extracted",
-    "recalibrated" and, if it was asked for, "fine-tuned" to the network after that step; `best_epoch` is the epoch of
-    fine-tuning that was kept (0 is before it, None is without it).
+    "recalibrated" and, if it was asked for, "fine-tuned" to the network after that step; `kept` names the one that is
+    best on the validation images. `best_epoch` is the epoch of fine-tuning that was kept (0 is before it, None is
+    without it).
     """
 
     classes: tuple[str, ...]
     part: Slice
     networks: dict[str, nn.Module] = field(repr=False)
+    kept: str
     best_epoch: int | None = None
 
     @property
     def model(self) -> nn.Module:
-        """The network after the last step."""
-        return [*self.networks.values()][-1]
+        """The network that was kept."""
+        return self.networks[self.kept]
 
 
 def reuse(
-    gated: GatedModel,
+    network: nn.Module,
     data: Data,
     *,
     slices: Mapping[str, Slice],
@@ -54,18 +56,18 @@ def reuse(
     seed: int = 0,
     **running: Any,
 ) -> Reused:
-    """Make the sub-model of some classes from a modular network, which is not changed.
+    """Make the sub-model of some classes from a trained network, which is not changed.
 
-    The gates leave the network, the union of the classes' slices is cut out, batch-norm statistics are computed again
-    and, with `epochs`, the sub-model is fine-tuned; all on training images of these classes alone.
+    Gates leave the network, the union of the classes' slices is cut out, and batch-norm statistics are computed again,
+    which is undone if it costs accuracy on validation images. With `epochs`, the sub-model is fine-tuned. All this uses
+    images of these classes alone.
 
     Args:
-        gated: the trained network with gates.
+        network: a trained network, with gates or without.
         data: what it was trained on, all classes.
-        slices: one per class, from `modular.class_slices`.
+        slices: one per class, from `modular.class_slices` or `semantic.slice_model`.
         classes: names of at least two classes; the sub-model has them in the order of `data`.
-        gates: "fold" multiplies the mean gate values of these classes' images into the weights; "drop" leaves the gates
-            away, as published (arXiv 2306.09376), and costs accuracy.
+        gates: what becomes of them, see `without_gates`.
         epochs: of fine-tuning; the epoch is chosen on validation images.
         learning_rate: of fine-tuning, at its start.
         recalibration_images: at most so many images give the batch-norm statistics.
@@ -74,8 +76,6 @@ def reuse(
     >>> pets = reuse(gated, data, slices=slices, classes=["cat", "dog"], epochs=5)
     >>> save(pets.model, "pets.safetensors", classes=pets.classes, preprocessing=data.preprocessing)
     """
-    if gates not in GATES:
-        raise TorchsliceError(f"gates must be one of {', '.join(GATES)}, got {gates!r}.")
     indices = sorted(data.class_indices(classes))
     names = [data.classes[i] for i in indices]
     if len(names) < 2:
@@ -88,14 +88,32 @@ def reuse(
     part = slices[names[0]]
     for name in names[1:]:
         part |= slices[name]
-    plain = gated.fold(_mean_gates(gated, task, **running) if gates == "fold" else None)
+    plain = without_gates(network, task, gates=gates, **running)
     networks = {"extracted": extract(plain, part, data.example.to(device_of(plain)), classes=indices)}
     sample = task.normalise(task.train.limit(recalibration_images, seed=seed).images)
     networks["recalibrated"] = recalibrate(networks["extracted"], sample, seed=seed)
+    before, after = (accuracy(model, task, split="validation").overall for model in networks.values())
+    kept = "recalibrated" if after >= before else "extracted"
     if not epochs:
-        return Reused(tuple(names), part, networks)
-    tuned = finetune(networks["recalibrated"], task, epochs=epochs, learning_rate=learning_rate, seed=seed, **running)
-    return Reused(tuple(names), part, {**networks, "fine-tuned": tuned.model}, tuned.best_epoch)
+        return Reused(tuple(names), part, networks, kept)
+    tuned = finetune(networks[kept], task, epochs=epochs, learning_rate=learning_rate, seed=seed, **running)
+    return Reused(tuple(names), part, {**networks, "fine-tuned": tuned.model}, "fine-tuned", tuned.best_epoch)
+
+
+def without_gates(network: nn.Module, data: Data, *, gates: str = "fold", **running: Any) -> nn.Module:
+    """Return a plain copy of a network with gates; a network without any is returned as it is.
+
+    Args:
+        data: the classes that the plain network is for.
+        gates: "fold" multiplies their mean over the training images of these classes into the weights; "drop" leaves
+            them away, as published (arXiv 2306.09376), and costs accuracy.
+        running: device, precision, progress, as in `fit`.
+    """
+    if gates not in GATES:
+        raise TorchsliceError(f"gates must be one of {', '.join(GATES)}, got {gates!r}.")
+    if not isinstance(network, GatedModel):
+        return network
+    return network.fold(_mean_gates(network, data, **running) if gates == "fold" else None)
 
 
 def _mean_gates(gated: GatedModel, task: Data, **running: Any) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import pytest
 from torchslice.bench import BENCHES
 from torchslice.bench.experiment import spread, table
 from torchslice.bench.mwt import ARMS, SETTINGS
+from torchslice.bench.slicing import at_compression, largest
 from torchslice.errors import TorchsliceError
 
 
@@ -50,6 +51,26 @@ def test_the_paper_scale_runs_its_four_networks(tmp_path: Path, monkeypatch: pyt
     assert all(f"## {run['network']}" in page for run in result["runs"])
 
 
+def test_slicing_measures_every_slicer_and_metric_beside_random_slices(tmp_path: Path) -> None:
+    result = BENCHES["slicing"]("smoke", out=tmp_path, progress=False)
+    assert [(run["data"], run["model"]) for run in result["runs"]] == [("digits", "lenet"), ("digits", "convnet")]
+    for run in result["runs"]:
+        curves = {(point["slicer"], point["metric"]) for point in run["points"]}
+        slicers = ("global", "category", "semantic, mass", "semantic, CKA of means", "semantic, CKA of maps")
+        expected = {(slicer, metric) for slicer in slicers for metric in ("avg", "var", "ens", "taylor", "deeplift")}
+        assert expected < curves and ("control: random", "-") in curves
+        assert all(0 <= point[key] <= 1 for point in run["points"] for key in ("compression", "accuracy"))
+    assert "## lenet on digits" in (tmp_path / "slicing-smoke.md").read_text()
+
+
+def test_curves_are_read_at_a_compression() -> None:
+    points = [{"compression": 0.4, "accuracy": 0.5}, {"compression": 0.2, "accuracy": 0.895}]
+    assert at_compression(points, 0.9, 0.1) == pytest.approx(0.8975)
+    assert at_compression(points, 0.9, 0.3) == pytest.approx(0.6975)
+    assert at_compression(points, 0.9, 0.5) is None
+    assert largest(points, 0.9) == 0.2 and largest(points, 0.95) == 0
+
+
 def test_speed_measures_every_ratio(tmp_path: Path) -> None:
     result = BENCHES["speed"]("smoke", out=tmp_path, progress=False)
     whats = [row["what"] for row in result["rows"]]
@@ -62,7 +83,7 @@ def test_speed_measures_every_ratio(tmp_path: Path) -> None:
 def test_unknown_scale_and_bench() -> None:
     with pytest.raises(TorchsliceError, match="unknown scale 'papr'. Did you mean 'paper'"):
         BENCHES["mwt"]("papr")
-    with pytest.raises(TorchsliceError, match="Known: mwt, speed"):
+    with pytest.raises(TorchsliceError, match="Known: mwt, slicing, speed"):
         BENCHES["restructur"]
 
 

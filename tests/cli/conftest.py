@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.train(data, device="cpu", progress=False)
     run.find_slices(data, device="cpu", progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def standard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished standard run without slices; do not write to it."""
+    folder = tmp_path_factory.mktemp("standard") / "run"
+    recipe = replace(TINY, method="standard", epochs=4)
+    data = recipe.load_data()
+    Run.start(folder, recipe, data).train(data, device="cpu", progress=False)
+    return folder
+
+
+@pytest.fixture
+def standard_copy(standard: Path, tmp_path: Path) -> Path:
+    """A copy of the finished standard run, to be changed."""
+    return Path(shutil.copytree(standard, tmp_path / "run"))
 
 
 @pytest.fixture

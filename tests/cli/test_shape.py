@@ -18,7 +18,10 @@ COMMANDS = {
         *("--coupling-weight", "--precision", "--train-limit", "--model-argument", "--data-option", "--data-dir"),
         *COMMON,
     ],
-    "slice": ["RUN", "--by", "--threshold", "--data-dir", *COMMON],
+    "slice": [
+        *("RUN", "--by", "--threshold", "--metric", "--slicer", "--criterion", "--theta", "--positions", "--share"),
+        *("--samples", "--gates", "--data-dir", *COMMON),
+    ],
     "extract": [
         *("RUN", "--classes", "--out", "--finetune", "--learning-rate", "--gates", "--data-dir"),
         *COMMON,
@@ -43,6 +46,13 @@ def test_help_has_an_example(torchslice, command):
     result = torchslice(command, "--help")
     assert result.code == 0 and not result.err
     assert "Example:" in result.out and f"torchslice {command}" in result.out
+
+
+def test_slice_offers_what_there_is(torchslice):
+    from torchslice import semantic
+
+    text = torchslice("slice", "--help").out
+    assert not [name for name in (*semantic.METRICS.names(), *semantic.SLICERS, *semantic.CRITERIA) if name not in text]
 
 
 def test_no_command_shows_the_help(torchslice):

@@ -8,7 +8,7 @@ import torch
 import torchslice as ts
 from torchslice.runs import Run
 
-from .conftest import TINY, TRAIN
+from .conftest import TINY
 
 
 def test_slice_writes_the_slices_and_reports_them(torchslice, run_copy):
@@ -62,10 +62,10 @@ def test_a_saved_network_with_all_classes_needs_no_class_names(torchslice, tmp_p
     assert 0 <= torchslice("evaluate", path, "digits", "--device", "cpu", "--json").json["accuracy"] <= 1
 
 
-def test_a_standard_run_has_no_gates(torchslice, tmp_path):
-    run = tmp_path / "run"
-    assert torchslice(*TRAIN, "--method", "standard", "--out", run, "--epochs", 1, "--device", "cpu").code == 0
-    torchslice("slice", run).refused("--method standard", "no gates", "--method modular")
+def test_a_standard_run_has_no_gates(torchslice, standard, tmp_path):
+    torchslice("slice", standard).refused("--method standard", "no gates", "--by contribution", "--method modular")
+    path = tmp_path / "x.safetensors"
+    torchslice("extract", standard, "--classes", "3,8", "--out", path).refused("no slices yet", "--by contribution")
 
 
 @pytest.mark.parametrize(

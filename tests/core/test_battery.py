@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.core.architectures import ARCHITECTURES, make
+from torchslice.core.find import find_neurons
 from torchslice.core.hold import masked
-from torchslice.core.neurons import Neurons, find_neurons
+from torchslice.core.neurons import Neurons
 from torchslice.slices import Slice
 from torchslice.use.costs import cost
 from torchslice.use.extract import extract, retention

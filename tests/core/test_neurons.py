@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.core.architectures import Gated, Reused, Unknown, make
+from torchslice.core.find import find_neurons
 from torchslice.core.hold import masked
-from torchslice.core.neurons import find_neurons
 from torchslice.errors import TorchsliceError
 from torchslice.models import create
 from torchslice.slices import Slice

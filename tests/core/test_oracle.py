@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.core.architectures import make
-from torchslice.core.neurons import find_neurons
+from torchslice.core.find import find_neurons
 from torchslice.slices import Slice
 from torchslice.use.extract import extract
 

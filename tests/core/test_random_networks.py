@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchslice.core.find import find_neurons
 from torchslice.core.hold import masked
-from torchslice.core.neurons import find_neurons
 from torchslice.slices import Slice
 from torchslice.use.extract import extract, retention
 

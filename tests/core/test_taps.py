@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.core.architectures import ARCHITECTURES, MLP, Reused, make
-from torchslice.core.neurons import find_neurons
+from torchslice.core.find import find_neurons
 from torchslice.core.taps import find_taps, tapping
 from torchslice.models import create
 

@@ -10,7 +10,7 @@ from torch import nn
 from torchslice import models
 from torchslice.errors import TorchsliceError
 
-BUILT_IN = ("convnet", "simcnn", "rescnn", "vgg16", "resnet18", "resnet20", "mobilenet")
+BUILT_IN = ("convnet", "lenet", "simcnn", "rescnn", "vgg16", "resnet18", "resnet20", "mobilenet")
 
 
 def count(model: nn.Module) -> int:
@@ -56,6 +56,7 @@ HEAD = 512 * 10 + 10
         ("mobilenet", {}, 3_217_226),
         ("vgg16", {}, 15_253_578),
         ("vgg16", {}, convolutions(*VGG_CHANNELS) + 2 * sum(VGG_CHANNELS[1:]) + HIDDEN + HEAD),
+        ("lenet", {"channels": 1}, 61_706),
         ("simcnn", {}, 15_253_578),
         ("simcnn", {"batch_norm": False}, convolutions(*VGG_CHANNELS) + HIDDEN + HEAD),
         ("rescnn", {"batch_norm": False}, convolutions(*RESCNN_CHANNELS) + HEAD),
@@ -140,7 +141,7 @@ def test_a_function_of_the_user_makes_the_network(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "arguments", "message"),
     [
-        ("resnet19", {}, "unknown model 'resnet19'. Did you mean 'resnet18'? Known: convnet, simcnn, "),
+        ("resnet19", {}, "unknown model 'resnet19'. Did you mean 'resnet18'? Known: convnet, lenet, simcnn, "),
         ("torchvision:resnet19", {}, "unknown torchvision model 'resnet19'. Did you mean 'resnet18'?"),
         ("timm:resnet18x", {}, "unknown timm model 'resnet18x'. Did you mean 'resnet18'?"),
         (

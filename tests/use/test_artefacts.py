@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from torchslice import models
-from torchslice.core.neurons import find_neurons
+from torchslice.core.find import find_neurons
 from torchslice.errors import TorchsliceError
 from torchslice.slices import Slice
 from torchslice.use.artefacts import _digest, load, read_record, save

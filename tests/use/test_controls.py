@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from torchslice import models
-from torchslice.core.neurons import find_neurons
+from torchslice.core.find import find_neurons
 from torchslice.slices import Slice
 from torchslice.use.controls import random_like, reinitialised
 from torchslice.use.costs import cost

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .. import models
-from ..core.neurons import find_neurons
+from ..core.find import find_neurons
 from ..data import Data, load
 from ..files import atomic_write
 from ..modular import GatedModel, attach_gates, gate_statistics, objective, report, slices_from
@@ -50,7 +50,7 @@ class Settings:
 
 SETTINGS = {
     "smoke": Settings("digits", (("convnet", 0.25),), None, epochs=2, seeds=1, finetune_epochs=1, task_sizes=(2, 10)),
-    "cpu": Settings("cifar10", (("convnet", 1.0),), 20_000, epochs=12, seeds=3, finetune_epochs=3),
+    "cpu": Settings("cifar10", (("convnet", 0.5),), 20_000, epochs=12, seeds=3, finetune_epochs=3),
     "paper": Settings(
         "cifar10",
         (("simcnn", 1.0), ("rescnn", 1.0), ("vgg16", 1.0), ("resnet18", 1.0)),
@@ -95,7 +95,7 @@ def mwt(
     settings, folder = replace(SETTINGS[scale], seed=seed), Path(out)
     data = load(settings.data, data_dir, seed=seed)
     if settings.train_images is not None:
-        data = data.limit(train=settings.train_images, seed=seed)
+        data = data.limit(train=settings.train_images, validation=settings.train_images // 10, seed=seed)
     parts = []
     for network, width in settings.networks:
         for number in range(seed, seed + settings.seeds):

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..core.neurons import find_neurons
+from ..core.find import find_neurons
 from ..data import Data, Split
 from ..errors import TorchsliceError
 from ..files import atomic_write
 from ..imports import import_optional
 from ..modular import attach_gates, class_slices, objective
 from ..modular.metrics import cohesion
+from ..semantic import contributions
 from ..training import choose_placement, cross_entropy
 from ..training.objectives import Objective
 from ..use.costs import cost, latency_ms
@@ -42,12 +43,13 @@ class Settings:
     images: int  # for class slices
     samples: int  # for cohesion
     neurons: int
+    contribution_images: int
 
 
 SETTINGS = {
-    "smoke": Settings(1, 1, ("resnet18",), 0.125, 8, 32, 200, 300),
-    "cpu": Settings(9, 9, ("vgg16", "resnet18"), 1.0, 128, 1024, 5000, 4736),
-    "paper": Settings(9, 30, ("vgg16", "resnet18"), 1.0, 128, 10_000, 5000, 4736),
+    "smoke": Settings(1, 1, ("resnet18",), 0.125, 8, 32, 200, 300, 20),
+    "cpu": Settings(9, 9, ("vgg16", "resnet18"), 1.0, 128, 1024, 5000, 4736, 2560),
+    "paper": Settings(9, 30, ("vgg16", "resnet18"), 1.0, 128, 10_000, 5000, 4736, 2560),
 }
 
 
@@ -66,7 +68,7 @@ def speed(
     settings = SETTINGS[scale]
     torch.manual_seed(seed)
     rows: list[dict[str, Any]] = []
-    for part in (_against_torch_pruning, _steps, _slices, _cohesion, _sub_model):
+    for part in (_against_torch_pruning, _steps, _slices, _cohesion, _sub_model, _contributions):
         for row in part(settings, device):
             rows.append(row)
             note(" | ".join(_cells(row)), progress)
@@ -242,4 +244,31 @@ def _sub_model(settings: Settings, device: str) -> list[dict[str, Any]]:
         what = f"sub-model of {name}, batch 64, MACs / {ratio:.2f}"
         row = _row(what, "its MAC ratio", ">= 0.8", [(full / part, ratio)])
         rows.append({**row, "what": row["what"].replace(" s)", "x faster)"), "against": "its MAC ratio"})
+    return rows
+
+
+def _contributions(settings: Settings, device: str) -> list[dict[str, Any]]:
+    """Contributions of all layers and classes against one plain forward and backward pass over the same images."""
+    place = choose_placement(device, "fp32").device
+    data = _noise(settings, settings.contribution_images)
+    model = models.create("resnet18", width=settings.width).to(place).eval()
+    images, labels = data.normalise(data.train.images).split(128), data.train.labels.split(128)
+
+    def plain() -> None:
+        for batch, answers in zip(images, labels, strict=True):
+            nn.functional.cross_entropy(model(batch.to(place)), answers.to(place)).backward()
+        model.zero_grad()
+
+    rows = []
+    for metrics, goal in ((("avg", "var", "ens", "taylor"), "<= 1.15"), (("deeplift",), "<= 3")):
+
+        def ours(metrics: tuple[str, ...] = metrics) -> None:
+            count = settings.contribution_images
+            contributions(
+                model, data, metric=metrics, samples_per_class=count, correct_only=False, device=device, progress=False
+            )
+
+        pairs = _in_turns(max(1, settings.repeats // 3), ours, plain)
+        what = f"{', '.join(metrics)} of resnet18, {len(data.train)} images"
+        rows.append(_row(what, "forward and backward pass", goal, pairs))
     return rows

@@ -31,7 +31,7 @@ def extract(
     finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Epochs of fine-tuning; 0 is none.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Of fine-tuning, at its start.")] = 0.01,
     gates: Annotated[
-        Gates, typer.Option(help="fold their mean into the weights, or drop them as published.")
+        Gates, typer.Option(help="Of a modular run: fold their mean into the weights, or drop them as published.")
     ] = Gates.fold,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -46,14 +46,14 @@ def extract(
     """
     check_writable(out)
     from ..runs import Run
-    from ..submodel import reuse
+    from ..submodel import reuse, without_gates
     from ..use import accuracy, accuracy_of, cost, predict_logits, restrict_logits, save
 
     opened = Run.open(run)
     slices = opened.slices()
     data = opened.load_data(data_dir)
     names = [data.classes[i] for i in sorted(data.class_indices(class_names(classes)))]
-    network = opened.gated(data, device=device.value)
+    network = opened.network(data, device=device.value)
     task = data.restrict(names)
     tuning = f", {finetune} epochs of fine-tuning" if finetune else ""
     say(f"sub-model of {', '.join(names)} from {run}: {len(task.train):,} training images{tuning}; result in {out}")
@@ -71,20 +71,22 @@ def extract(
     whole = restrict_logits(predict_logits(network, task, split="validation"), data.class_indices(names))
     scores = {"whole, restricted": accuracy_of(whole, task.validation.labels).overall}
     scores |= {step: accuracy(net, task, split="validation").overall for step, net in made.networks.items()}
-    full, small = cost(network.model, data.example), cost(made.model, data.example)
+    full = cost(without_gates(network, data, gates="drop"), data.example)
+    small = cost(made.model, data.example)
     kept = {
         "neuron_retention": made.part.neuron_retention,
         "param_retention": small.parameters / full.parameters,
         "mac_retention": small.macs / full.macs,
     }
-    metrics = {"validation_accuracy": scores, **kept}
+    metrics = {"validation_accuracy": scores, "kept": made.kept, **kept}
     save(made.model, out, classes=names, preprocessing=data.preprocessing, slice=made.part, metrics=metrics)
-    result: dict[str, Any] = {"artefact": str(out), "classes": names, "gates": gates.value, "epochs": finetune}
+    used = gates.value if opened.recipe.method == "modular" else None
+    result: dict[str, Any] = {"artefact": str(out), "classes": names, "gates": used, "epochs": finetune}
     result |= {"best_epoch": made.best_epoch, **metrics, "full": asdict(full), "sub_model": asdict(small)}
     text = "\n".join(
         [
             table(("step", "validation accuracy"), [(step, percent(score)) for step, score in scores.items()]),
-            f"{out}: {small}; {', '.join(f'{percent(share)} {name}' for name, share in kept.items())}",
+            f"{out}, {made.kept}: {small}; {', '.join(f'{percent(share)} {name}' for name, share in kept.items())}",
             f"Next:  torchslice evaluate {out} {opened.recipe.data}",
         ]
     )

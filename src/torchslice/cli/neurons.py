@@ -26,7 +26,7 @@ def neurons(
     import torch
 
     from .. import models
-    from ..core.neurons import find_neurons
+    from ..core.find import find_neurons
     from ..runs import fitting
     from ..training import choose_placement
 

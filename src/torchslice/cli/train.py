@@ -83,7 +83,6 @@ def train(
     history = run.train(images, device=device.value, progress=done < epochs)
     last = history[-1]
     result = {"run": str(out), "resumed_after": done, "history": history}
-    text = f"{out}: validation accuracy {last['validation_accuracy']:.2%} after {last['epoch']} epochs"
-    if method is Method.modular:
-        text += f"\nNext:  torchslice slice {out}"
-    emit(result, text, as_json=as_json)
+    text = f"{out}: validation accuracy {last['validation_accuracy']:.2%} after {last['epoch']} epochs\n"
+    by = "gates" if method is Method.modular else "contribution"
+    emit(result, f"{text}Next:  torchslice slice {out} --by {by}", as_json=as_json)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..slices import Slice
+from .find import find_neurons
 from .flow import Flags
-from .neurons import find_neurons
 from .surgery import plan
 
 

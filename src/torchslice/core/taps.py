@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .find import find_neurons
 from .functions import ACTIVATIONS, CONVOLUTIONS, NORMS
-from .neurons import Neurons, find_neurons
+from .neurons import Neurons
 from .record import Call, Value, plain_name, record
 
 

@@ -12,11 +12,12 @@ from ..imports import call, import_object
 from ..registry import Registry, unknown
 from ..vision import import_timm, import_torchvision
 from .mobile import MobileNet
-from .plain import VGG16, ConvNet, SimCNN
+from .plain import VGG16, ConvNet, LeNet, SimCNN
 from .residual import ResCNN, resnet18, resnet20
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
 MODELS.register("convnet")(ConvNet)
+MODELS.register("lenet")(LeNet)
 MODELS.register("simcnn")(SimCNN)
 MODELS.register("rescnn")(ResCNN)
 MODELS.register("vgg16")(VGG16)

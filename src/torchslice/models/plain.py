@@ -48,6 +48,33 @@ class ConvNet(_Chain):
         super().__init__(_features(groups, channels, batch_norm=True), nn.Linear(groups[-1][-1], num_classes))
 
 
+class LeNet(nn.Module):
+    """Two 5x5 convolutions and three linear layers, after LeNet-5 (LeCun et al. 1998), with ReLU and max pooling."""
+
+    def __init__(self, num_classes: int = 10, *, channels: int = 3, width: float = 1.0) -> None:
+        super().__init__()
+        first, second, third, fourth = (scaled(n, width) for n in (6, 16, 120, 84))
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, first, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(first, second, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveMaxPool2d(5),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(second * 25, third),
+            nn.ReLU(inplace=True),
+            nn.Linear(third, fourth),
+            nn.ReLU(inplace=True),
+            nn.Linear(fourth, num_classes),
+        )
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).flatten(1))
+
+
 class SimCNN(_Chain):
     """Thirteen convolutions and three linear layers (MwT, arXiv 2306.09376), there without batch norm."""
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.neurons import Layer, Neurons, find_neurons
+from ..core.find import find_neurons
+from ..core.neurons import Layer, Neurons
 from ..core.record import check_model, evaluating
 from ..errors import TorchsliceError
 from ..registry import unknown

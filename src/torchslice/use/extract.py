@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..core.find import find_neurons
 from ..core.hold import holding
-from ..core.neurons import Neurons, find_neurons
+from ..core.neurons import Neurons
 from ..core.record import evaluating
 from ..core.surgery import LayerPlan, Plan, cut, plan
 from ..errors import TorchsliceError

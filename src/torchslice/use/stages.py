@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ..core.find import find_neurons
 from ..core.hold import masked
-from ..core.neurons import find_neurons
 from ..data import Data
 from ..errors import TorchsliceError
 from ..slices import Slice

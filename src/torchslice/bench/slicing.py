@@ -1,0 +1,233 @@
+"""Slicing precision (NeuSemSlice, arXiv 2407.20281, first question): accuracy of networks held to critical neurons.
+
+Three slicers, five metrics and ten operating points each, without any training after the cut, beside random slices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import models
+from ..core.find import find_neurons
+from ..core.neurons import Neurons
+from ..data import Data, load
+from ..files import atomic_write
+from ..semantic import METRICS, Contributions, Rule, Similarity, contributions, prefix_similarity, slices_from
+from ..slices import Slice
+from ..training import fit
+from ..use.controls import random_like
+from ..use.evaluate import accuracy
+from ..use.extract import extract, retention
+from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, spread, table
+
+POSITIONS = {"mean": "means", "all": "maps"}
+SHARES = tuple(n / 10 for n in range(1, 11))
+THETAS = tuple(n / 100 for n in range(90, 100))
+COMPRESSIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained before it is sliced."""
+
+    data: str
+    model: str
+    width: float
+    epochs: int
+    learning_rate: float = 0.05
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One scale of the bench."""
+
+    networks: tuple[Network, ...]
+    train_images: int | None  # None is all
+    test_images: int | None
+    samples_per_class: int
+    seeds: int
+    shares: tuple[float, ...] = SHARES
+    thetas: tuple[float, ...] = THETAS
+    seed: int = 0
+
+
+SETTINGS = {
+    "smoke": Settings(
+        (Network("digits", "lenet", 0.5, epochs=2), Network("digits", "convnet", 0.25, epochs=2)),
+        train_images=None,
+        test_images=None,
+        samples_per_class=16,
+        seeds=1,
+        shares=(0.3, 0.6, 0.9),
+        thetas=(0.9, 0.95, 0.99),
+    ),
+    "cpu": Settings(
+        (
+            Network("mnist", "lenet", 1.0, epochs=5),
+            Network("fashion-mnist", "convnet", 0.5, epochs=6),
+            Network("cifar10", "resnet20", 1.0, epochs=8),
+            Network("cifar10", "vgg16", 0.5, epochs=8),
+        ),
+        train_images=20_000,
+        test_images=2_000,
+        samples_per_class=128,
+        seeds=3,
+    ),
+    "paper": Settings(
+        (
+            Network("mnist", "lenet", 1.0, epochs=20),
+            Network("fashion-mnist", "convnet", 1.0, epochs=60),
+            Network("cifar10", "resnet20", 1.0, epochs=160),
+            Network("cifar10", "resnet18", 1.0, epochs=160),
+            Network("cifar10", "vgg16", 1.0, epochs=160),
+            Network("cifar100", "resnet18", 1.0, epochs=160),
+        ),
+        train_images=None,
+        test_images=None,
+        samples_per_class=256,
+        seeds=3,
+    ),
+}
+
+
+@BENCHES.register("slicing")
+def slicing(
+    scale: str,
+    *,
+    data_dir: str | Path | None = None,
+    out: str | Path = "results",
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Slice trained networks in every way and measure test accuracy over compression.
+
+    Finished parts in `out` are reused. Writes slicing-SCALE.json and slicing-SCALE.md there and returns the JSON.
+    """
+    check_scale(scale)
+    settings, folder = replace(SETTINGS[scale], seed=seed), Path(out)
+    parts = []
+    for network in settings.networks:
+        data = load(network.data, data_dir, seed=seed)
+        data = data.limit(train=settings.train_images or len(data.train), test=settings.test_images, seed=seed)
+        for number in range(seed, seed + settings.seeds):
+            name = f"slicing-{scale}-{network.data}-{network.model}-seed{number}"
+            used = {**asdict(settings), "networks": asdict(network), "seeds": number, "data_hash": data.fingerprint}
+            run = _Run(settings, network, data, number, folder / name, device, progress)
+            parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
+    command = f"torchslice bench slicing --scale {scale} --seed {seed}"
+    result = {"manifest": manifest(command, asdict(settings)), "runs": parts}
+    atomic_write(folder / f"slicing-{scale}.json", json.dumps(result, indent=1))
+    atomic_write(folder / f"slicing-{scale}.md", markdown(result))
+    return result
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One network and one seed."""
+
+    settings: Settings
+    network: Network
+    data: Data
+    seed: int
+    folder: Path
+    device: str
+    progress: bool
+
+    def result(self) -> dict[str, Any]:
+        network, data = self.network, self.data
+        torch.manual_seed(self.seed)
+        arguments = {"channels": data.train.images.shape[1], "width": network.width}
+        model = models.create(network.model, num_classes=len(data.classes), **arguments)
+        note(f"{network.model} on {network.data}, seed {self.seed}: training, {network.epochs} epochs", self.progress)
+        running: dict[str, Any] = {"device": self.device, "progress": self.progress}
+        options: dict[str, Any] = {"epochs": network.epochs, "learning_rate": network.learning_rate, "seed": self.seed}
+        fit(model, data, folder=self.folder, **options, **running)
+        metrics = METRICS.names()
+        count = self.settings.samples_per_class
+        scores = contributions(model, data, metric=metrics, samples_per_class=count, seed=self.seed, **running)
+        similarity = {name: prefix_similarity(model, data, scores, positions=name, **running) for name in POSITIONS}
+        neurons = find_neurons(model, data.example.to(next(model.parameters()).device))
+        points = [
+            {"slicer": slicer, "metric": metric, "point": point, **self.measure(model, neurons, part)}
+            for slicer, metric, point, part in self.slices(scores, similarity, neurons)
+        ]
+        whole = accuracy(model, data).overall
+        return {"data": network.data, "model": network.model, "seed": self.seed, "accuracy": whole, "points": points}
+
+    def slices(
+        self, scores: Contributions, similarity: dict[str, Similarity], neurons: Neurons
+    ) -> Iterator[tuple[str, str, float, Slice]]:
+        """Yield slicer, metric, operating point and slice."""
+        for metric in scores.metrics:
+            for point in self.settings.shares:
+                for slicer in ("global", "category"):
+                    yield slicer, metric, point, slices_from(scores, Rule(metric, slicer, share=point)).critical
+                rule = Rule(metric, "semantic", criterion="mass", theta=point)
+                yield "semantic, mass", metric, point, slices_from(scores, rule).critical
+            for point in self.settings.thetas:
+                for name, found in similarity.items():
+                    rule = Rule(metric, "semantic", theta=point, positions=name)
+                    critical = slices_from(scores, rule, found).critical
+                    yield f"semantic, CKA of {POSITIONS[name]}", metric, point, critical
+                yield "control: random, widths of the last", metric, point, random_like(critical, seed=self.seed)
+            note(f"{self.network.model} on {self.network.data}, seed {self.seed}: {metric} done", self.progress)
+        for point in self.settings.shares:
+            yield "control: random", "-", point, neurons.random(point, seed=self.seed)
+
+    def measure(self, model: nn.Module, neurons: Neurons, part: Slice) -> dict[str, float]:
+        """Return compression (share of masked parameters), neuron retention and test accuracy of a slice."""
+        example = self.data.example.to(next(model.parameters()).device)
+        small = extract(model, part, example, neurons=neurons)  # computes what the masked network does, faster
+        return {
+            "compression": 1 - retention(model, neurons, part).param,
+            "neuron_retention": part.neuron_retention,
+            "accuracy": accuracy(small, self.data).overall,
+        }
+
+
+def at_compression(points: Sequence[dict[str, Any]], whole: float, compression: float) -> float | None:
+    """Interpolate a curve's accuracy at a compression, None beyond its end; no compression is the whole network."""
+    curve = sorted([(0.0, whole), *((p["compression"], p["accuracy"]) for p in points)])
+    x, y = zip(*curve, strict=True)
+    return float(np.interp(compression, x, y)) if compression <= x[-1] else None
+
+
+def largest(points: Sequence[dict[str, Any]], whole: float, loss: float = 0.01) -> float:
+    """Return the largest compression measured at which at most `loss` accuracy is lost, 0 if there is none."""
+    return max([0.0, *(p["compression"] for p in points if p["accuracy"] >= whole - loss)])
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Write one table per network: a row per slicer and metric."""
+    about, settings = result["manifest"], result["manifest"]["settings"]
+    lines = [
+        "# Slicing precision",
+        "",
+        f"`{about['command']}`: {settings['seeds']} seeds, {settings['samples_per_class']} images per class for the "
+        f"contributions; {about['processor']}, accelerator {about['accelerator'] or 'none'}, torch {about['torch']}.",
+        "",
+        "Test accuracy in percent, without any training after the cut, at 10 to 50 % compression (share of masked "
+        "parameters), interpolated on each curve; then the largest compression at which at most one point is lost. "
+        "Mean ± standard deviation over the seeds; - where a curve does not get that far for any seed.",
+    ]
+    for data, model in dict.fromkeys((run["data"], run["model"]) for run in result["runs"]):
+        runs = [run for run in result["runs"] if (run["data"], run["model"]) == (data, model)]
+        whole = spread([run["accuracy"] for run in runs], digits=2)
+        rows = []
+        for slicer, metric in dict.fromkeys((p["slicer"], p["metric"]) for p in runs[0]["points"]):
+            curves = [[p for p in run["points"] if (p["slicer"], p["metric"]) == (slicer, metric)] for run in runs]
+            pairs = list(zip(curves, [run["accuracy"] for run in runs], strict=True))
+            cells = [spread([at_compression(c, w, at) for c, w in pairs]) for at in COMPRESSIONS]
+            rows.append([slicer, metric, *cells, spread([largest(c, w) for c, w in pairs])])
+        headings = ["slicer", "metric", *(f"{at:.0%}" for at in COMPRESSIONS), "largest compression, %"]
+        lines += ["", f"## {model} on {data}: {whole} uncut", "", table(headings, rows)]
+    return "\n".join([*lines, ""])
