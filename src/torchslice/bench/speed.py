@@ -48,7 +48,7 @@ class Settings:
 
 SETTINGS = {
     "smoke": Settings(1, 1, ("resnet18",), 0.125, 8, 32, 200, 300, 20),
-    "cpu": Settings(9, 9, ("vgg16", "resnet18"), 1.0, 128, 1024, 5000, 4736, 2560),
+    "cpu": Settings(6, 7, ("vgg16", "resnet18"), 1.0, 128, 1024, 5000, 4736, 640),
     "paper": Settings(9, 30, ("vgg16", "resnet18"), 1.0, 128, 10_000, 5000, 4736, 2560),
 }
 
