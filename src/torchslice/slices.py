@@ -5,7 +5,9 @@ Shapes: N neurons of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -142,3 +144,12 @@ class Slice:
 
     def __repr__(self) -> str:
         return f"Slice({len(self)} of {self.total} neurons, {self.neuron_retention:.1%}, in {len(self._masks)} layers)"
+
+
+def union(parts: Iterable[Slice]) -> Slice:
+    """Return the neurons that are in any of the slices, of which there is at least one.
+
+    >>> union(slices[name] for name in ("cat", "dog")) == slices["cat"] | slices["dog"]
+    True
+    """
+    return reduce(or_, parts)

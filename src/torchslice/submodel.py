@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .data import Data
 from .errors import TorchsliceError
 from .modular import GatedModel, gate_statistics
-from .slices import Slice
+from .slices import Slice, union
 from .use import accuracy, extract, finetune, recalibrate
 from .use.evaluate import device_of
 
@@ -85,9 +85,7 @@ def reuse(
     if missing := [name for name in names if name not in slices]:
         raise TorchsliceError(f"there is no slice for class {missing[0]!r}; slices: {', '.join(slices)}.")
     task = data.restrict(names)
-    part = slices[names[0]]
-    for name in names[1:]:
-        part |= slices[name]
+    part = union(slices[name] for name in names)
     plain = without_gates(network, task, gates=gates, **running)
     networks = {"extracted": extract(plain, part, data.example.to(device_of(plain)), classes=indices)}
     sample = task.normalise(task.train.limit(recalibration_images, seed=seed).images)

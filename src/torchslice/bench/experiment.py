@@ -70,6 +70,13 @@ def finished_or_run(path: Path, settings: dict[str, Any], run: Callable[[], dict
     return result
 
 
+def write_result(path: Path, result: dict[str, Any], page: str) -> dict[str, Any]:
+    """Write a finished bench as PATH.json and PATH.md and return its result."""
+    atomic_write(path.with_name(f"{path.name}.json"), json.dumps(result, indent=1))
+    atomic_write(path.with_name(f"{path.name}.md"), page)
+    return result
+
+
 def spread(values: Sequence[float | None], *, percent: bool = True, digits: int = 1) -> str:
     """Write a mean and, from two values on, its standard deviation: "81.3 ± 0.4"."""
     known = [v * (100 if percent else 1) for v in values if v is not None]

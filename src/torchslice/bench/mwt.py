@@ -5,7 +5,6 @@ Beside the published way (gates dropped) stand the variants that need no trainin
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -16,17 +15,15 @@ from typing import Any
 import torch
 
 from .. import models
-from ..core.find import find_neurons
 from ..data import Data, load
-from ..files import atomic_write
 from ..modular import GatedModel, attach_gates, gate_statistics, objective, report, slices_from
-from ..slices import Slice
+from ..slices import Slice, union
 from ..training import fit
 from ..use.evaluate import accuracy, accuracy_of, predict_logits, restrict_logits
 from ..use.extract import extract
 from ..use.finetune import finetune
 from ..use.stages import evaluate_stages
-from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, spread, table
+from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, spread, table, write_result
 
 
 @dataclass(frozen=True)
@@ -105,9 +102,7 @@ def mwt(
             parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
     command = f"torchslice bench mwt --scale {scale} --seed {seed}"
     result = {"manifest": manifest(command, asdict(settings), data), "arms": ARMS, "runs": parts}
-    atomic_write(folder / f"mwt-{scale}.json", json.dumps(result, indent=1))
-    atomic_write(folder / f"mwt-{scale}.md", markdown(result))
-    return result
+    return write_result(folder / f"mwt-{scale}", result, markdown(result))
 
 
 @dataclass(frozen=True)
@@ -181,9 +176,7 @@ class _Run:
         note(f"{self.network}, seed {self.seed}: sub-task {', '.join(classes)}", self.progress)
         indices, task = data.class_indices(classes), data.restrict(classes)
         example = data.example.to(next(gated.parameters()).device)
-        part = slices[classes[0]]
-        for name in classes[1:]:
-            part |= slices[name]
+        part = union(slices[name] for name in classes)
         folded = gated.fold({layer: mean[indices].mean(0) for layer, mean in means.items()})
         dropped = extract(gated.fold(), part, example, classes=indices)
         tuning: dict[str, Any] = {"seed": self.seed, "device": self.device, "progress": self.progress}
@@ -219,12 +212,11 @@ class _Run:
             "control: standard, fine-tuned": stages["full, fine-tuned"].accuracy,
             "control: from scratch": stages["from scratch"].accuracy,
         }
-        gated_layers = [layer for layer in find_neurons(folded, example).layers if layer in gated.layers]
-        kept = sum(int(part[layer].sum()) for layer in gated_layers)
+        kept = sum(int(part[layer].sum()) for layer in gated.layers)
         return {
             "classes": classes,
             "accuracy": arms,
-            "neuron_retention": kept / sum(part.layers[layer] for layer in gated_layers),
+            "neuron_retention": kept / sum(part.layers[layer] for layer in gated.layers),
             "stages": stages.to_plain()["stages"],
         }
 

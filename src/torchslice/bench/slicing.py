@@ -5,7 +5,6 @@ Three slicers, five metrics and ten operating points each, without any training 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,14 +18,13 @@ from .. import models
 from ..core.find import find_neurons
 from ..core.neurons import Neurons
 from ..data import Data, load
-from ..files import atomic_write
 from ..semantic import METRICS, Contributions, Rule, Similarity, contributions, prefix_similarity, slices_from
 from ..slices import Slice
 from ..training import fit
 from ..use.controls import random_like
 from ..use.evaluate import accuracy
 from ..use.extract import extract, retention
-from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, spread, table
+from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, spread, table, write_result
 
 POSITIONS = {"mean": "means", "all": "maps"}
 SHARES = tuple(n / 10 for n in range(1, 11))
@@ -125,9 +123,7 @@ def slicing(
             parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
     command = f"torchslice bench slicing --scale {scale} --seed {seed}"
     result = {"manifest": manifest(command, asdict(settings)), "runs": parts}
-    atomic_write(folder / f"slicing-{scale}.json", json.dumps(result, indent=1))
-    atomic_write(folder / f"slicing-{scale}.md", markdown(result))
-    return result
+    return write_result(folder / f"slicing-{scale}", result, markdown(result))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import time
 import warnings
@@ -19,7 +18,6 @@ from .. import models
 from ..core.find import find_neurons
 from ..data import Data, Split
 from ..errors import TorchsliceError
-from ..files import atomic_write
 from ..imports import import_optional
 from ..modular import attach_gates, class_slices, objective
 from ..modular.metrics import cohesion
@@ -28,7 +26,7 @@ from ..training import choose_placement, cross_entropy
 from ..training.objectives import Objective
 from ..use.costs import cost, latency_ms
 from ..use.extract import extract
-from .experiment import BENCHES, check_scale, manifest, note, table
+from .experiment import BENCHES, check_scale, manifest, note, table, write_result
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,7 @@ def speed(
         table(headings, [_cells(row) for row in rows]),
         "",
     ]
-    atomic_write(Path(out) / f"speed-{scale}.json", json.dumps(result, indent=1))
-    atomic_write(Path(out) / f"speed-{scale}.md", "\n".join(text))
-    return result
+    return write_result(Path(out) / f"speed-{scale}", result, "\n".join(text))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -76,7 +76,7 @@ class Neurons:
             masks[name] = torch.zeros(layer.count, dtype=torch.bool).index_fill_(0, kept, True)
         return Slice(masks)
 
-    def check(self, part: Slice, *, allow_empty: bool = False) -> None:
+    def check(self, part: Slice) -> None:
         """Raise unless `part` is a slice of this model that keeps a neuron in every layer."""
         mine, theirs = {n: layer.count for n, layer in self.layers.items()}, part.layers
         if mine != theirs:
@@ -85,7 +85,7 @@ class Neurons:
                 f"this is a slice of another model: layer {odd!r} has {theirs.get(odd, 'no')} neurons in the slice and "
                 f"{mine.get(odd, 'no')} in the model. Find the slice on this model."
             )
-        if empty := part.empty_layers() if not allow_empty else []:
+        if empty := part.empty_layers():
             what = "is empty" if len(empty) == len(mine) else f"keeps no neuron of layer {empty[0]!r}"
             raise TorchsliceError(
                 f"the slice {what}; every layer needs at least one neuron. Lower the threshold or join another slice."

@@ -47,7 +47,6 @@ class Recording:
     """Everything one run of the model did."""
 
     calls: list[Call] = field(default_factory=list)
-    input: Value | None = None
     output: Value | None = None
     module_outputs: dict[str, list[Value]] = field(default_factory=dict)  # what each module returned, call by call
 
@@ -201,7 +200,7 @@ def record(model: nn.Module, example: Tensor) -> Recording:
     if not isinstance(example, Tensor) or example.dim() < 2:
         raise TorchsliceError(f"the example must be a batch of inputs, a tensor [B, ...]; got {_describe(example)}.")
     recorder = _Recorder(model)
-    recorder.recording.input = recorder.learn(example, Value(tuple(example.shape), True))
+    recorder.learn(example, Value(tuple(example.shape), True))
     hooks = [
         nn.modules.module.register_module_forward_pre_hook(recorder.entered),
         nn.modules.module.register_module_forward_hook(recorder.left),

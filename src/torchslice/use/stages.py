@@ -167,10 +167,11 @@ def evaluate_stages(
     example = data.example.to(device_of(model))
     labels = task.test.labels.cpu()
     sample = task.normalise(task.train.limit(recalibration_images, seed=seed).images)
+    neurons = find_neurons(model, example)
     arms: dict[str, _Arm] = {}
 
     def cut(kept: Slice) -> nn.Module:
-        return extract(model, kept, example, classes=indices)
+        return extract(model, kept, example, classes=indices, neurons=neurons)
 
     def measured(network: nn.Module, timed: str, **rest: Any) -> _Arm:
         return _Arm(network, accuracy(network, task), timed, **rest)
@@ -180,7 +181,7 @@ def evaluate_stages(
         return measured(tuning.model, timed, epochs=count, best_epoch=tuning.best_epoch, **rest)
 
     logits = predict_logits(model, task)  # [n, C]
-    whole = cut(find_neurons(model, example).full())
+    whole = cut(neurons.full())
     score = accuracy_of(logits, torch.tensor(indices)[labels])
     arms["full"] = _Arm(model, Accuracy(score.overall, tuple(score.per_class[i] for i in indices)), "full", 1.0)
     arms["restricted"] = _Arm(whole, accuracy_of(restrict_logits(logits, indices), labels), "restricted", 1.0)
