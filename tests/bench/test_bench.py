@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from torchslice.bench import BENCHES
+from torchslice.bench import BENCHES, slicing
 from torchslice.bench.experiment import spread, table
 from torchslice.bench.mwt import ARMS, SETTINGS
-from torchslice.bench.slicing import at_compression, largest
 from torchslice.errors import TorchsliceError
 
 
@@ -59,24 +58,39 @@ def test_slicing_measures_every_slicer_and_metric_beside_random_slices(tmp_path:
         slicers = ("global", "category", "semantic, mass", "semantic, CKA of means", "semantic, CKA of maps")
         expected = {(slicer, metric) for slicer in slicers for metric in ("avg", "var", "ens", "taylor", "deeplift")}
         assert expected < curves and ("control: random", "-") in curves
-        assert all(0 <= point[key] <= 1 for point in run["points"] for key in ("compression", "accuracy"))
-    assert "## lenet on digits" in (tmp_path / "slicing-smoke.md").read_text()
+        keys = ("compression", "neuron_retention", "validation", "test")
+        assert all(0 <= point[key] <= 1 for point in (*run["points"], run["whole"]) for key in keys)
+        assert run["whole"]["compression"] == 0 and max(point["compression"] for point in run["points"]) > 0.5
+        assert run["whole"]["validation"] > 0.3  # it has learned something that can be lost
+    assert {(row["slicer"], row["metric"]) for row in result["summary"]} == curves
+    page, picture = (tmp_path / "slicing-smoke.md").read_text(), (tmp_path / "slicing-smoke.png").read_bytes()
+    assert "## lenet on digits" in page and "(slicing-smoke.png)" in page
+    assert picture.startswith(b"\x89PNG") and len(picture) < 300_000
 
 
-def test_curves_are_read_at_a_compression() -> None:
-    points = [{"compression": 0.4, "accuracy": 0.5}, {"compression": 0.2, "accuracy": 0.895}]
-    assert at_compression(points, 0.9, 0.1) == pytest.approx(0.8975)
-    assert at_compression(points, 0.9, 0.3) == pytest.approx(0.6975)
-    assert at_compression(points, 0.9, 0.5) is None
-    assert largest(points, 0.9) == 0.2 and largest(points, 0.95) == 0
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_slicing_asks_the_published_question(scale: str) -> None:
+    settings = slicing.SETTINGS[scale]
+    assert settings.shares == pytest.approx([n / 10 for n in range(1, 11)]) and settings.seeds == 3
+    assert {n / 100 for n in range(90, 100)} <= set(settings.thetas)
+    assert len(settings.networks) == {"cpu": 4, "paper": 6}[scale]
 
 
 def test_speed_measures_every_ratio(tmp_path: Path) -> None:
     result = BENCHES["speed"]("smoke", out=tmp_path, progress=False)
     whats = [row["what"] for row in result["rows"]]
-    for what in ("find_neurons + extract", "modular training step", "class slices", "exact cohesion", "sub-model"):
+    for what in (
+        "find_neurons + extract",
+        "modular training step",
+        "class slices",
+        "exact cohesion",
+        "speed-up",
+        "peak memory of avg",
+        "peak memory of deeplift",
+    ):
         assert any(text.startswith(what) for text in whats)
     assert all(row["ratio"] > 0 for row in result["rows"])
+    assert [row["against"][:6] for row in result["rows"]].count("captum") == 2
     assert "| what | against |" in (tmp_path / "speed-smoke.md").read_text()
 
 
@@ -90,5 +104,5 @@ def test_unknown_scale_and_bench() -> None:
 def test_means_and_their_spread() -> None:
     assert spread([0.5]) == "50.0"
     assert spread([0.5, 0.7, None]) == "60.0 ± 14.1"
-    assert spread([None]) == "-"
+    assert spread([None]) == "-" and spread([-1e-9]) == "0.0"
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"

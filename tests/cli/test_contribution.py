@@ -1,6 +1,8 @@
 """torchslice slice --by contribution, for networks with and without gates, and extract on what it finds."""
 
+import inspect
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -11,18 +13,19 @@ from torchslice.submodel import without_gates
 
 from .conftest import TINY
 
+FINDERS = ("find_slices", "find_semantic_slices")
 BY = ("--by", "contribution", "--samples", 20, "--device", "cpu")
 
 
 @pytest.mark.parametrize("slicer", ts.semantic.SLICERS)
 def test_slices_are_those_that_python_finds(torchslice, standard_copy, slicer):
-    options = ("--metric", "var", "--slicer", slicer, "--theta", 0.8, "--positions", "all", "--share", 0.3)
-    result = torchslice("slice", standard_copy, *BY, *options, "--seed", 1, "--json").json
+    rule = {"theta": 0.8, "positions": "all"} if slicer == "semantic" else {"share": 0.3}
+    options = [text for name, value in {"slicer": slicer, **rule}.items() for text in (f"--{name}", value)]
+    result = torchslice("slice", standard_copy, *BY, "--metric", "var", *options, "--seed", 1, "--json").json
     run, data = Run.open(standard_copy), TINY.load_data()
     network, running = run.network(data, device="cpu"), {"device": "cpu", "progress": False}
     scores = ts.semantic.contributions(network, data, metric="var", samples_per_class=20, seed=1, **running)
-    rule = {"slicer": slicer, "theta": 0.8, "positions": "all", "share": 0.3}
-    found = ts.semantic.slice_model(network, data, scores, **rule, **running)
+    found = ts.semantic.slice_model(network, data, scores, slicer=slicer, **rule, **running)
     assert result["rule"] == found.rule.to_plain() and result["rule"]["slicer"] == slicer
     assert result["neuron_retention"]["critical"] == found.critical.neuron_retention < 1
     stored = json.loads((standard_copy / "slices.json").read_text())
@@ -84,3 +87,38 @@ def test_a_network_without_gates_is_what_it_is():
 def test_what_is_refused(torchslice, standard, options, parts):
     torchslice("slice", standard, *BY, *options).refused(*parts)
     assert not (standard / "slices.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "option", "played_by"),
+    [
+        (("--by", "contribution", "--threshold", 0.8), "--threshold", "--by gates"),
+        (("--by", "gates", "--metric", "var"), "--metric", "--by contribution"),
+        (("--theta", 0.9), "--theta", "--by contribution"),  # by gates is the default
+        (("--by", "gates", "--slicer", "semantic"), "--slicer", "--by contribution"),
+        (("--by", "gates", "--criterion", "cka"), "--criterion", "--by contribution"),
+        (("--by", "gates", "--positions", "mean"), "--positions", "--by contribution"),
+        (("--by", "gates", "--samples", 5), "--samples", "--by contribution"),
+        (("--by", "gates", "--gates", "fold"), "--gates", "--by contribution"),
+        (("--by", "contribution", "--share", 0.5), "--share", "--slicer category or global"),
+        (("--by", "contribution", "--slicer", "global", "--theta", 0.9), "--theta", "--slicer semantic"),
+        (("--by", "contribution", "--slicer", "category", "--positions", "all"), "--positions", "--slicer semantic"),
+        (("--by", "contribution", "--criterion", "mass", "--positions", "all"), "--positions", "--criterion cka"),
+    ],
+)
+def test_an_option_that_would_play_no_part_is_refused(torchslice, run_copy, options, option, played_by):
+    before = (run_copy / "slices.json").read_bytes()
+    result = torchslice("slice", run_copy, *options)
+    result.refused(f"{option} plays no part with --", f"leave it out, or give {played_by}.")
+    assert len(result.err.splitlines()) == 1 and (run_copy / "slices.json").read_bytes() == before
+
+
+def test_defaults_are_those_of_python():
+    from torchslice.cli.slice import DEFAULTS, NEEDS
+
+    gates, contribution = (inspect.signature(getattr(Run, name)).parameters for name in FINDERS)
+    rule = {entry.name: entry.default for entry in fields(ts.semantic.Rule) if entry.name != "metric"}
+    named = {"metric": "metric", "samples": "samples_per_class", "gates": "gates"}
+    known = {"threshold": gates["threshold"].default, **rule}
+    assert known | {ours: contribution[name].default for ours, name in named.items()} == DEFAULTS
+    assert NEEDS.keys() == DEFAULTS.keys()

@@ -137,6 +137,44 @@ def test_a_failed_download_says_where_the_files_belong(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("error", [OSError("no network"), KeyboardInterrupt()])
+def test_a_failed_download_leaves_no_empty_folder(tmp_path, monkeypatch, error):
+    def download(self):
+        Path(self.raw_folder).mkdir(parents=True)
+        raise error
+
+    monkeypatch.setattr(import_torchvision().datasets.MNIST, "download", download)
+    with pytest.raises((TorchsliceError, KeyboardInterrupt)):
+        data.load("mnist", tmp_path / "new" / "data")
+    assert not (tmp_path / "new").exists() and tmp_path.exists()
+
+
+def test_a_failed_download_keeps_what_was_there_and_what_arrived(tmp_path, monkeypatch):
+    (tmp_path / "data" / "empty").mkdir(parents=True)
+
+    def download(self):
+        Path(self.raw_folder).mkdir(parents=True)
+        Path(self.raw_folder, "train-images-idx3-ubyte.gz").write_bytes(b"whole")
+        raise OSError("no network")
+
+    monkeypatch.setattr(import_torchvision().datasets.MNIST, "download", download)
+    with pytest.raises(TorchsliceError, match="no network"):
+        data.load("mnist", tmp_path / "data")
+    kept = [path.relative_to(tmp_path / "data").as_posix() for path in sorted((tmp_path / "data").rglob("*"))]
+    assert kept == ["MNIST", "MNIST/raw", "MNIST/raw/train-images-idx3-ubyte.gz", "empty"]
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
+def test_without_a_network_nothing_is_made(tmp_path, monkeypatch, name):
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(TorchsliceError, match="could not be read or downloaded"):
+        data.load(name, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
 def test_bad_names_and_options_are_explained():
     with pytest.raises(TorchsliceError, match=r"unknown data set 'cifar11'. Did you mean 'cifar10'\? Known: digits,"):
         data.load("cifar11")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torchslice.data import Split
 from torchslice.data.splits import rank_in_class
 from torchslice.errors import TorchsliceError
-from torchslice.semantic import contributions
+from torchslice.semantic import METRICS, Metric, contributions
 from torchslice.semantic.sweep import mean_input
 
 PLAIN = ["avg", "var", "ens", "taylor"]
@@ -95,7 +96,7 @@ def test_metrics_share_one_pass_over_the_images():
     handle = net.register_forward_pre_hook(lambda module, inputs: seen.update([len(inputs[0])]))
     together = contributions(net, data, metric=[*PLAIN, "avg"], correct_only=False, batch_size=10, **QUIET)
     handle.remove()
-    assert seen[10] == 3 and seen[6] == 1 and together.metrics == PLAIN
+    assert seen[5] == 6 and seen[3] == 2 and together.metrics == PLAIN  # batches of 10, 10, 10 and 6, in halves
     for metric in PLAIN:
         alone = contributions(net, data, metric=metric, correct_only=False, batch_size=10, **QUIET)
         for layer, scores in together[metric].items():
@@ -174,6 +175,50 @@ def test_only_the_training_split_is_run():
     for other in ("validation", "test"):
         object.__setattr__(data, other, None)
     assert torch.equal(contributions(net, data, **QUIET)["taylor"]["a"], expected["taylor"]["a"])
+
+
+def test_nothing_is_kept_per_sample():
+    net, data = make("conv")
+    alive = []  # bytes of all tensors there are, whenever layer b of half a batch is read
+
+    def measured(activation):
+        if activation.shape[1] == 5:
+            gc.collect()
+            tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
+            alive.append(sum(t.numel() * t.element_size() for t in tensors))
+        return activation.mean(-1)
+
+    METRICS.register("measured")(Metric((measured,), lambda mean: mean))
+    try:
+        contributions(net, data, metric=["measured", "taylor"], correct_only=False, batch_size=8, **QUIET)
+    finally:
+        del METRICS._entries["measured"]
+    assert len(alive) == 10  # four batches of 8 and one of 4
+    for half in (0, 1):
+        growth = alive[6 + half] - alive[2 + half]  # over two batches of equal size
+        assert growth == 2 * 8 * 8  # the indices of the images, int64
+
+
+class Hidden(nn.Module):
+    """Activations that are NaN and do not reach the scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(36, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.nan_to_num(torch.relu(self.b(torch.relu(self.a(x.flatten(1)))))))
+
+
+@pytest.mark.parametrize("metric", METRICS.names())
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_an_error_even_where_the_scores_are(metric, value):
+    net, data = Hidden(), make("mlp")[1]
+    contributions(net, data, metric=metric, correct_only=False, **QUIET)
+    with torch.no_grad():
+        net.b.bias[2] = value
+    with pytest.raises(TorchsliceError, match=r"NaN or infinite in layer|miss the change of a logit by"):
+        contributions(net, data, metric=metric, correct_only=False, **QUIET)
 
 
 class Cut(nn.Module):

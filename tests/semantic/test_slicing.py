@@ -188,6 +188,39 @@ def test_constant_layers_are_kept_whole_and_dead_neurons_are_not_needed(model):
             assert not part["conv1"][[1, 4]].any() and part["conv1"].any()
 
 
+RULES = [
+    *({"positions": "mean"}, {"positions": "all"}, {"criterion": "mass"}),
+    *({"slicer": "category", "share": 0.5}, {"slicer": "global", "share": 0.5}),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_every_rule_has_an_answer_for_a_layer_that_is_dead_or_constant(model, rule, value):
+    odd = copy.deepcopy(model)
+    with torch.no_grad():
+        odd.norm1.weight.zero_()
+        odd.norm1.bias.fill_(value)  # and so conv2 is constant as well
+    scores = contributions(odd, DATA, metric="avg", correct_only=False, samples_per_class=20, **QUIET)
+    assert (scores["avg"]["conv1"] == 0).all() == (value == 0)
+    ours = slice_model(odd, DATA, scores, theta=0.9, **rule, **QUIET)
+    kept = int(ours.critical["conv1"].sum())
+    assert kept == (4 if "share" in rule else 8)  # by mass, seven of eight equal neurons hold less than 90 %
+    assert not ours.critical.empty_layers()
+    extract(odd, ours.critical, DATA.example)
+
+
+@pytest.mark.parametrize("positions", ["mean", "all"])
+def test_activations_that_are_not_finite_are_an_error(model, scores, positions):
+    odd = copy.deepcopy(model)
+    with torch.no_grad():
+        odd.norm2.bias[1] = float("nan")
+    rule = {"metric": "var", "positions": positions, **QUIET}
+    slice_model(model, DATA, scores, **rule)
+    with pytest.raises(TorchsliceError, match="layer 'conv2' for class 'red' are NaN or infinite"):
+        slice_model(odd, DATA, scores, **rule)
+
+
 def test_the_slices_are_used_like_any_other(model, found):
     example = DATA.example
     for part in (*found.by_class.values(), found.critical, found.groups["conv2"][0].part):
@@ -262,6 +295,7 @@ def test_it_prints_and_becomes_plain_data(found):
     [
         ({"theta": 0}, r"theta must be in \(0, 1\], got 0"),
         ({"theta": 1.01}, r"theta must be in \(0, 1\], got 1.01"),
+        ({"theta": float("nan")}, r"theta must be in \(0, 1\], got nan"),
         ({"slicer": "category", "share": 0}, r"share must be in \(0, 1\], got 0"),
         ({"slicer": "categroy"}, "unknown slicer 'categroy'. Did you mean 'category'"),
         ({"criterion": "mas"}, "unknown criterion 'mas'. Did you mean 'mass'"),

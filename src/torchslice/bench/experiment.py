@@ -82,7 +82,7 @@ def spread(values: Sequence[float | None], *, percent: bool = True, digits: int 
     known = [v * (100 if percent else 1) for v in values if v is not None]
     if not known:
         return "-"
-    text = f"{statistics.fmean(known):.{digits}f}"
+    text = f"{statistics.fmean(known):z.{digits}f}"
     return text if len(known) == 1 else f"{text} ± {statistics.stdev(known):.{digits}f}"
 
 

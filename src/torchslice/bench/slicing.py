@@ -5,12 +5,11 @@ Three slicers, five metrics and ten operating points each, without any training 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,12 +23,12 @@ from ..training import fit
 from ..use.controls import random_like
 from ..use.evaluate import accuracy
 from ..use.extract import extract, retention
-from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, spread, table, write_result
+from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, write_result
+from .slicing_page import draw, markdown, summarise
 
 POSITIONS = {"mean": "means", "all": "maps"}
 SHARES = tuple(n / 10 for n in range(1, 11))
-THETAS = tuple(n / 100 for n in range(90, 100))
-COMPRESSIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
+THETAS = (0.6, 0.75, 0.85, *(n / 100 for n in range(90, 100)))  # the published ten, and three below
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Settings:
 
     networks: tuple[Network, ...]
     train_images: int | None  # None is all
+    validation_images: int | None  # for every slice
     test_images: int | None
     samples_per_class: int
     seeds: int
@@ -61,6 +61,7 @@ SETTINGS = {
     "smoke": Settings(
         (Network("digits", "lenet", 0.5, epochs=2), Network("digits", "convnet", 0.25, epochs=2)),
         train_images=None,
+        validation_images=None,
         test_images=None,
         samples_per_class=16,
         seeds=1,
@@ -75,7 +76,8 @@ SETTINGS = {
             Network("cifar10", "vgg16", 0.5, epochs=8),
         ),
         train_images=20_000,
-        test_images=2_000,
+        validation_images=500,
+        test_images=1_000,
         samples_per_class=128,
         seeds=3,
     ),
@@ -89,6 +91,7 @@ SETTINGS = {
             Network("cifar100", "resnet18", 1.0, epochs=160),
         ),
         train_images=None,
+        validation_images=None,
         test_images=None,
         samples_per_class=256,
         seeds=3,
@@ -106,24 +109,27 @@ def slicing(
     device: str = "auto",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Slice trained networks in every way and measure test accuracy over compression.
+    """Slice trained networks in every way and measure accuracy over compression.
 
-    Finished parts in `out` are reused. Writes slicing-SCALE.json and slicing-SCALE.md there and returns the JSON.
+    Finished parts in `out` are reused. Writes slicing-SCALE.json, slicing-SCALE.md and, with matplotlib,
+    slicing-SCALE.png there and returns the JSON.
     """
     check_scale(scale)
     settings, folder = replace(SETTINGS[scale], seed=seed), Path(out)
     parts = []
     for network in settings.networks:
         data = load(network.data, data_dir, seed=seed)
-        data = data.limit(train=settings.train_images or len(data.train), test=settings.test_images, seed=seed)
+        data = data.limit(train=settings.train_images, seed=seed)
         for number in range(seed, seed + settings.seeds):
             name = f"slicing-{scale}-{network.data}-{network.model}-seed{number}"
             used = {**asdict(settings), "networks": asdict(network), "seeds": number, "data_hash": data.fingerprint}
             run = _Run(settings, network, data, number, folder / name, device, progress)
             parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
     command = f"torchslice bench slicing --scale {scale} --seed {seed}"
-    result = {"manifest": manifest(command, asdict(settings)), "runs": parts}
-    return write_result(folder / f"slicing-{scale}", result, markdown(result))
+    path = folder / f"slicing-{scale}"
+    result = {"manifest": manifest(command, asdict(settings)), "summary": summarise(parts), "runs": parts}
+    picture = draw(result, path.with_name(f"{path.name}.png"), progress=progress)
+    return write_result(path, result, markdown(result, picture))
 
 
 @dataclass(frozen=True)
@@ -156,8 +162,8 @@ class _Run:
             {"slicer": slicer, "metric": metric, "point": point, **self.measure(model, neurons, part)}
             for slicer, metric, point, part in self.slices(scores, similarity, neurons)
         ]
-        whole = accuracy(model, data).overall
-        return {"data": network.data, "model": network.model, "seed": self.seed, "accuracy": whole, "points": points}
+        whole = self.measure(model, neurons, neurons.full())
+        return {"data": network.data, "model": network.model, "seed": self.seed, "whole": whole, "points": points}
 
     def slices(
         self, scores: Contributions, similarity: dict[str, Similarity], neurons: Neurons
@@ -180,50 +186,13 @@ class _Run:
             yield "control: random", "-", point, neurons.random(point, seed=self.seed)
 
     def measure(self, model: nn.Module, neurons: Neurons, part: Slice) -> dict[str, float]:
-        """Return compression (share of masked parameters), neuron retention and test accuracy of a slice."""
+        """Return compression (share of masked parameters), neuron retention and accuracies of a slice."""
         example = self.data.example.to(next(model.parameters()).device)
         small = extract(model, part, example, neurons=neurons)  # computes what the masked network does, faster
+        counts = {"validation": self.settings.validation_images, "test": self.settings.test_images}
+        scored = self.data.limit(**counts, seed=self.settings.seed)
         return {
             "compression": 1 - retention(model, neurons, part).param,
             "neuron_retention": part.neuron_retention,
-            "accuracy": accuracy(small, self.data).overall,
+            **{split: accuracy(small, scored, split=split).overall for split in ("validation", "test")},
         }
-
-
-def at_compression(points: Sequence[dict[str, Any]], whole: float, compression: float) -> float | None:
-    """Interpolate a curve's accuracy at a compression, None beyond its end; no compression is the whole network."""
-    curve = sorted([(0.0, whole), *((p["compression"], p["accuracy"]) for p in points)])
-    x, y = zip(*curve, strict=True)
-    return float(np.interp(compression, x, y)) if compression <= x[-1] else None
-
-
-def largest(points: Sequence[dict[str, Any]], whole: float, loss: float = 0.01) -> float:
-    """Return the largest compression measured at which at most `loss` accuracy is lost, 0 if there is none."""
-    return max([0.0, *(p["compression"] for p in points if p["accuracy"] >= whole - loss)])
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """Write one table per network: a row per slicer and metric."""
-    about, settings = result["manifest"], result["manifest"]["settings"]
-    lines = [
-        "# Slicing precision",
-        "",
-        f"`{about['command']}`: {settings['seeds']} seeds, {settings['samples_per_class']} images per class for the "
-        f"contributions; {about['processor']}, accelerator {about['accelerator'] or 'none'}, torch {about['torch']}.",
-        "",
-        "Test accuracy in percent, without any training after the cut, at 10 to 50 % compression (share of masked "
-        "parameters), interpolated on each curve; then the largest compression at which at most one point is lost. "
-        "Mean ± standard deviation over the seeds; - where a curve does not get that far for any seed.",
-    ]
-    for data, model in dict.fromkeys((run["data"], run["model"]) for run in result["runs"]):
-        runs = [run for run in result["runs"] if (run["data"], run["model"]) == (data, model)]
-        whole = spread([run["accuracy"] for run in runs], digits=2)
-        rows = []
-        for slicer, metric in dict.fromkeys((p["slicer"], p["metric"]) for p in runs[0]["points"]):
-            curves = [[p for p in run["points"] if (p["slicer"], p["metric"]) == (slicer, metric)] for run in runs]
-            pairs = list(zip(curves, [run["accuracy"] for run in runs], strict=True))
-            cells = [spread([at_compression(c, w, at) for c, w in pairs]) for at in COMPRESSIONS]
-            rows.append([slicer, metric, *cells, spread([largest(c, w) for c, w in pairs])])
-        headings = ["slicer", "metric", *(f"{at:.0%}" for at in COMPRESSIONS), "largest compression, %"]
-        lines += ["", f"## {model} on {data}: {whole} uncut", "", table(headings, rows)]
-    return "\n".join([*lines, ""])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,17 +14,17 @@ from torch import Tensor, nn
 
 from .. import models
 from ..core.find import find_neurons
-from ..data import Data, Split
 from ..errors import TorchsliceError
 from ..imports import import_optional
 from ..modular import attach_gates, class_slices, objective
 from ..modular.metrics import cohesion
-from ..semantic import contributions
 from ..training import choose_placement, cross_entropy
 from ..training.objectives import Objective
 from ..use.costs import cost, latency_ms
 from ..use.extract import extract
+from .contribution_costs import BATCH, captum_rows, memory_rows, time_rows
 from .experiment import BENCHES, check_scale, manifest, note, table, write_result
+from .ratios import cells, compare, in_turns, missing, noise, seconds
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,13 @@ class Settings:
     samples: int  # for cohesion
     neurons: int
     contribution_images: int
+    captum_images: int  # one layer at a time is slow
 
 
 SETTINGS = {
-    "smoke": Settings(1, 1, ("resnet18",), 0.125, 8, 32, 200, 300, 20),
-    "cpu": Settings(6, 7, ("vgg16", "resnet18"), 1.0, 128, 1024, 5000, 4736, 640),
-    "paper": Settings(9, 30, ("vgg16", "resnet18"), 1.0, 128, 10_000, 5000, 4736, 2560),
+    "smoke": Settings(1, 1, ("resnet18",), 0.125, 8, 32, 200, 300, 20, 10),
+    "cpu": Settings(6, 7, ("vgg16", "resnet18"), 1.0, 128, 1024, 5000, 4736, 2560, 64),
+    "paper": Settings(9, 30, ("vgg16", "resnet18"), 1.0, 128, 10_000, 5000, 4736, 2560, 128),
 }
 
 
@@ -69,7 +68,7 @@ def speed(
     for part in (_against_torch_pruning, _steps, _slices, _cohesion, _sub_model, _contributions):
         for row in part(settings, device):
             rows.append(row)
-            note(" | ".join(_cells(row)), progress)
+            note(" | ".join(cells(row)), progress)
     result: dict[str, Any] = {
         "manifest": manifest(f"torchslice bench speed --scale {scale}", asdict(settings)),
         "rows": rows,
@@ -81,59 +80,20 @@ def speed(
         "",
         f"`{about['command']}`: {about['processor']}, accelerator {about['accelerator'] or 'none'}, "
         f"torch {about['torch']}. Both sides of a ratio are measured in turns in the same run; the median of the "
-        "pairwise ratios, with quartiles.",
+        "pairwise ratios, with quartiles. Peak memory is that of a fresh process for each side.",
         "",
-        table(headings, [_cells(row) for row in rows]),
+        table(headings, [cells(row) for row in rows]),
         "",
     ]
     return write_result(Path(out) / f"speed-{scale}", result, "\n".join(text))
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    low, high = row["quartiles"]
-    return [row["what"], row["against"], f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})", row["goal"]]
-
-
-def _row(what: str, against: str, goal: str, pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    """Summarise pairs of seconds (ours, theirs)."""
-    ratios = [ours / theirs for ours, theirs in pairs]
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    medians = [statistics.median(side) for side in zip(*pairs, strict=True)]
-    return {
-        "what": f"{what} ({medians[0]:.3f} s)",
-        "against": f"{against} ({medians[1]:.3f} s)",
-        "goal": goal,
-        "ratio": statistics.median(ratios),
-        "quartiles": [low, high],
-        "seconds": pairs,
-    }
-
-
-def _in_turns(repeats: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> list[tuple[float, float]]:
-    """Run both once to warm up, then in turns, and return their seconds pair by pair."""
-    pairs = []
-    for turn in range(repeats + 1):
-        order = (ours, theirs) if turn % 2 else (theirs, ours)
-        taken = {side: _seconds(side) for side in order}
-        if turn:
-            pairs.append((taken[ours], taken[theirs]))
-    return pairs
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def _against_torch_pruning(settings: Settings, device: str) -> list[dict[str, Any]]:
     """find_neurons + extract of half the neurons, checked, against torch-pruning on a copy of the model."""
     try:
         tp = import_optional("torch_pruning", extra="dev")
-    except TorchsliceError:
-        return []
+    except TorchsliceError as error:
+        return [missing("find_neurons + extract", str(error), "<= 1")]
     rows = []
     for name in ("resnet18", "densenet121"):
         model, example = models.create(f"torchvision:{name}").eval(), torch.randn(2, 3, 64, 64)
@@ -150,15 +110,9 @@ def _against_torch_pruning(settings: Settings, device: str) -> list[dict[str, An
                 importance = tp.importance.RandomImportance()
                 tp.pruner.BasePruner(other, example, importance, pruning_ratio=0.5, ignored_layers=last).step()
 
-        pairs = _in_turns(settings.repeats, ours, theirs)
-        rows.append(_row(f"find_neurons + extract, {name}", "torch-pruning", "<= 1", pairs))
+        pairs = in_turns(settings.repeats, ours, theirs)
+        rows.append(compare(f"find_neurons + extract, {name}", "torch-pruning", "<= 1", pairs))
     return rows
-
-
-def _noise(settings: Settings, images: int) -> Data:
-    """Random images in the shape of CIFAR-10: the time of a step does not depend on what they show."""
-    split = Split(torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 10)
-    return Data.build("noise", split, split, classes=[str(c) for c in range(10)], validation=split)
 
 
 def _steps(settings: Settings, device: str) -> list[dict[str, Any]]:
@@ -188,16 +142,16 @@ def _steps(settings: Settings, device: str) -> list[dict[str, Any]]:
             )  # type: ignore[call-overload]
 
         gated = attach_gates(new(), images[:2])
-        pairs = _in_turns(settings.steps, step(gated.train(), objective()), step(new().train(), cross_entropy))
+        pairs = in_turns(settings.steps, step(gated.train(), objective()), step(new().train(), cross_entropy))
         what = f"modular training step, {name}, batch {settings.batch_size}, {placement.precision}"
-        rows.append(_row(what, "standard step", "<= 1.15" if placement.device.type == "cuda" else "<= 1.08", pairs))
+        rows.append(compare(what, "standard step", "<= 1.15" if placement.device.type == "cuda" else "<= 1.08", pairs))
     return rows
 
 
 def _slices(settings: Settings, device: str) -> list[dict[str, Any]]:
     """Class slices of all classes against one forward pass of the same gated network over the same images."""
     placement = choose_placement(device, "fp32")
-    data = _noise(settings, settings.images)
+    data = noise(settings.images)
     gated = attach_gates(models.create(settings.networks[0], width=settings.width), data.example).eval()
     gated.to(placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -210,18 +164,17 @@ def _slices(settings: Settings, device: str) -> list[dict[str, Any]]:
     def ours() -> None:
         class_slices(gated, data, device=device, precision=placement.precision, progress=False)
 
-    pairs = _in_turns(max(1, settings.repeats // 3), ours, forward)
+    pairs = in_turns(max(1, settings.repeats // 3), ours, forward)
     state = 2 * 8 * len(data.classes) * sum(layer.count for layer in gated.neurons.layers.values()) / 2**20
     what = f"class slices, {settings.networks[0]}, {settings.images} images, {state:.1f} MiB of sums"
-    return [_row(what, "one forward pass", "<= 1.1, < 5 MiB", pairs)]
+    return [compare(what, "one forward pass", "<= 1.1, < 5 MiB", pairs)]
 
 
 def _cohesion(settings: Settings, device: str) -> list[dict[str, Any]]:
     """Exact cohesion of one class, in seconds."""
     masks = torch.rand(settings.samples, settings.neurons) < 0.5
-    pairs = [(_seconds(lambda: cohesion(masks)), 1.0) for _ in range(max(1, settings.repeats // 3))]
-    row = _row(f"exact cohesion of {settings.samples} x {settings.neurons}", "one second", "<= 2", pairs)
-    return [row]
+    pairs = [(seconds(lambda: cohesion(masks)), 1.0) for _ in range(max(1, settings.repeats // 3))]
+    return [compare(f"exact cohesion of {settings.samples} x {settings.neurons}", "one second", "<= 2", pairs)]
 
 
 def _sub_model(settings: Settings, device: str) -> list[dict[str, Any]]:
@@ -237,34 +190,17 @@ def _sub_model(settings: Settings, device: str) -> list[dict[str, Any]]:
         pair = {"full": model, "part": small}
         times = latency_ms(pair, example.to(where), batch_sizes=(64,), repeats=settings.repeats)
         full, part = (times[key][64].median_ms / 1000 for key in ("full", "part"))
-        what = f"sub-model of {name}, batch 64, MACs / {ratio:.2f}"
-        row = _row(what, "its MAC ratio", ">= 0.8", [(full / part, ratio)])
-        rows.append({**row, "what": row["what"].replace(" s)", "x faster)"), "against": "its MAC ratio"})
+        what = f"speed-up by half of {name}, batch 64"
+        pairs = [(full / part, ratio)]
+        rows.append(compare(what, "its MAC ratio", ">= 0.8", pairs, figure="{:.2f}x"))
     return rows
 
 
 def _contributions(settings: Settings, device: str) -> list[dict[str, Any]]:
-    """Contributions of all layers and classes against one plain forward and backward pass over the same images."""
-    place = choose_placement(device, "fp32").device
-    data = _noise(settings, settings.contribution_images)
-    model = models.create("resnet18", width=settings.width).to(place).eval()
-    images, labels = data.normalise(data.train.images).split(128), data.train.labels.split(128)
-
-    def plain() -> None:
-        for batch, answers in zip(images, labels, strict=True):
-            nn.functional.cross_entropy(model(batch.to(place)), answers.to(place)).backward()
-        model.zero_grad()
-
-    rows = []
-    for metrics, goal in ((("avg", "var", "ens", "taylor"), "<= 1.15"), (("deeplift",), "<= 3")):
-
-        def ours(metrics: tuple[str, ...] = metrics) -> None:
-            count = settings.contribution_images
-            contributions(
-                model, data, metric=metrics, samples_per_class=count, correct_only=False, device=device, progress=False
-            )
-
-        pairs = _in_turns(max(1, settings.repeats // 3), ours, plain)
-        what = f"{', '.join(metrics)} of resnet18, {len(data.train)} images"
-        rows.append(_row(what, "forward and backward pass", goal, pairs))
-    return rows
+    """Time and memory of contributions of all layers to all classes."""
+    images, shared = settings.contribution_images, (settings.width, device)
+    return [
+        *time_rows(max(1, settings.repeats // 3), images, *shared),
+        *captum_rows(settings.captum_images, *shared),
+        *memory_rows(min(images, 2 * BATCH), *shared),
+    ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import TorchsliceError
 from .common import DataDir, Device, DeviceOption, Gates, Json, RunFolder, Seed, check_writable, emit, say
 
 
@@ -39,32 +41,57 @@ class Positions(StrEnum):
     all = "all"
 
 
+#: What options are where they are not given. None is what they are for typer, so that it shows which ones were.
+DEFAULTS: dict[str, Any] = {
+    **{"threshold": 0.9, "metric": "taylor", "slicer": "semantic", "criterion": "cka", "theta": 0.95},
+    **{"positions": "mean", "share": 0.5, "samples": 256, "gates": "fold"},
+}
+#: What an option needs to play a part: another one, and its values.
+NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "threshold": ("by", ("gates",)),
+    **dict.fromkeys(("metric", "slicer", "samples", "gates"), ("by", ("contribution",))),
+    **dict.fromkeys(("criterion", "theta"), ("slicer", ("semantic",))),
+    "share": ("slicer", ("category", "global")),
+    "positions": ("criterion", ("cka",)),
+}
+
+
+def _option(name: str, help: str, **more: Any) -> Any:
+    return typer.Option(f"--{name}", help=help, show_default=str(DEFAULTS[name]), **more)
+
+
 def slice(
     run: RunFolder,
     by: Annotated[
         By, typer.Option(help="What tells which neurons a class needs: gates (modular runs) or contributions (any).")
     ] = By.gates,
     threshold: Annotated[
-        float, typer.Option(help="gates: keep neurons that are on for this share of a class's training images.")
-    ] = 0.9,
+        float | None, _option("threshold", "gates: keep what is on for this share of a class's training images.")
+    ] = None,
     metric: Annotated[
-        str, typer.Option(metavar="NAME", help="contribution: avg, var, ens, taylor, deeplift, or one of yours.")
-    ] = "taylor",
+        str | None,
+        _option("metric", "contribution: avg, var, ens, taylor, deeplift, or one of yours.", metavar="NAME"),
+    ] = None,
     slicer: Annotated[
-        Slicer, typer.Option(help="contribution: keep what reaches theta, or a share per class, or per layer.")
-    ] = Slicer.semantic,
+        Slicer | None, _option("slicer", "contribution: keep what reaches theta, or a share per class, or per layer.")
+    ] = None,
     criterion: Annotated[
-        Criterion, typer.Option(help="semantic: theta is the similarity to the whole layer, or the share of its mass.")
-    ] = Criterion.cka,
-    theta: Annotated[float, typer.Option(help="semantic: how much the kept neurons must reach, in (0, 1].")] = 0.95,
+        Criterion | None,
+        _option("criterion", "semantic: theta is the similarity to the whole layer, or the share of its mass."),
+    ] = None,
+    theta: Annotated[
+        float | None, _option("theta", "semantic: how much the kept neurons must reach, in (0, 1].")
+    ] = None,
     positions: Annotated[
-        Positions, typer.Option(help="cka: compare means over the positions of each image, or whole maps.")
-    ] = Positions.mean,
-    share: Annotated[float, typer.Option(help="category, global: share of the neurons to keep, in (0, 1].")] = 0.5,
-    samples: Annotated[int, typer.Option(help="contribution: training images per class.")] = 256,
+        Positions | None, _option("positions", "cka: compare means over the positions of each image, or whole maps.")
+    ] = None,
+    share: Annotated[
+        float | None, _option("share", "category, global: share of the neurons to keep, in (0, 1].")
+    ] = None,
+    samples: Annotated[int | None, _option("samples", "contribution: training images per class.")] = None,
     gates: Annotated[
-        Gates, typer.Option(help="contribution: fold the gates of a modular run into its weights, or drop them.")
-    ] = Gates.fold,
+        Gates | None, _option("gates", "contribution: fold the gates of a modular run into its weights, or drop them.")
+    ] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
     device: DeviceOption = Device.auto,
@@ -72,34 +99,47 @@ def slice(
 ) -> None:
     """Find the slice of every class in a run; they are kept in RUN/slices.json.
 
+    An option that would play no part is refused.
+
     Example:  torchslice slice runs/r20 --by contribution --metric taylor --theta 0.95
     """
+    given = {
+        **{"threshold": threshold, "metric": metric, "slicer": slicer, "criterion": criterion, "theta": theta},
+        **{"positions": positions, "share": share, "samples": samples, "gates": gates},
+    }
+    options = _chosen(by, {name: value for name, value in given.items() if value is not None})
     from ..runs import Run
 
     opened = Run.open(run)
     check_writable(run / "slices.json")
     data = opened.load_data(data_dir)
-    what = "gates" if by is By.gates else f"{metric} contributions"
+    what = "gates" if by is By.gates else f"{options['metric']} contributions"
     say(f"{what} of {opened.recipe.model} on training images of {data.name}; result in {run}")
     result: dict[str, Any] = {"run": str(run), "by": by.value}
     found: object
     if by is By.gates:
-        found = measured = opened.find_slices(data, threshold=threshold, device=device.value)
-        result |= {"threshold": threshold, "report": measured.to_plain()}
+        found = measured = opened.find_slices(data, **options, device=device.value)
+        result |= {**options, "report": measured.to_plain()}
     else:
+        count = options.pop("samples")
         found = slices = opened.find_semantic_slices(
-            data,
-            metric=metric,
-            samples_per_class=samples,
-            seed=seed,
-            gates=gates.value,
-            device=device.value,
-            slicer=slicer.value,
-            criterion=criterion.value,
-            theta=theta,
-            positions=positions.value,
-            share=share,
+            data, samples_per_class=count, seed=seed, device=device.value, **options
         )
         result |= slices.summary()
     next_step = f"Next:  torchslice extract {run} --classes {','.join(data.classes[:2])} --out part.safetensors"
     emit(result, f"{found}\n{next_step}", as_json=as_json)
+
+
+def _chosen(by: By, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that belong to `by`, with their defaults; raise for one given that would play no part."""
+    values = {"by": by, **DEFAULTS, **given}
+    for option in given:
+        needed = option
+        while needed in NEEDS:
+            needed, allowed = NEEDS[needed]
+            if values[needed] not in allowed:
+                raise TorchsliceError(
+                    f"--{option} plays no part with --{needed} {values[needed]}; leave it out, "
+                    f"or give --{needed} {' or '.join(allowed)}."
+                )
+    return {name: values[name] for name in DEFAULTS if (name == "threshold") == (by is By.gates)}

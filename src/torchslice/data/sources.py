@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -91,7 +92,7 @@ def _from_torchvision(
     for part in ("train", "test"):
         choice = {"split": part} if class_name == "SVHN" else {"train": part == "train"}
         try:
-            dataset = _read_or_download(dataset_class, data_dir, download, choice)
+            dataset = _read_or_download(dataset_class, data_dir, (data_dir / files).parent, download, choice)
             parts[part] = _to_split(dataset)
         except Exception as error:  # damaged files make the readers raise nearly anything
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -106,13 +107,21 @@ def _from_torchvision(
     )
 
 
-def _read_or_download(dataset_class: Any, data_dir: Path, download: bool, choice: dict[str, Any]) -> Any:
+def _read_or_download(dataset_class: Any, data_dir: Path, folder: Path, download: bool, choice: dict[str, Any]) -> Any:
+    """Read what is in `data_dir`, else download it; a download that fails leaves no empty folder behind."""
     try:
         return dataset_class(data_dir, download=False, **choice)
     except Exception:
         if not download:
             raise
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
         return dataset_class(data_dir, download=True, **choice)
+    except BaseException:  # Ctrl-C too
+        for place in new:
+            with contextlib.suppress(OSError):  # it was not made, or holds what did arrive
+                place.rmdir()
+        raise
 
 
 def _to_split(dataset: Any) -> Split:

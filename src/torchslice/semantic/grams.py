@@ -114,6 +114,11 @@ def prefix_similarity(
         run = class_scatters(model, data, contributions.samples, taps, positions, batch_size, place, bar)
         for label, scatters in run:
             for layer, scatter in scatters.items():
+                if not scatter.mean.isfinite().all():
+                    raise TorchsliceError(
+                        f"the activations of layer {layer!r} for class {data.classes[label]!r} are NaN or infinite, so "
+                        "nothing is similar to them. Check the model's weights and the data."
+                    )
                 pooled[layer] = pooled[layer] + scatter if layer in pooled else scatter
                 gram = scatter.resolved()
                 for metric, scores in contributions.scores.items():

@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..errors import TorchsliceError
@@ -87,13 +86,13 @@ def identity(mean: Tensor) -> Tensor:
 
 
 def variance(mean: Tensor, mean_square: Tensor) -> Tensor:
-    """Return the population variance from the means of s and s^2; one that rounding can make is 0.
+    """Return the population variance from the means of s and s^2; one that rounding can make is 0, NaN stays NaN.
 
     >>> variance(torch.tensor([[2.0]]), torch.tensor([[5.0]]))
     tensor([[1.]])
     """
     spread = mean_square - mean.square()
-    return spread.where(spread > ROUNDING**2 * mean_square, 0)
+    return spread.masked_fill(spread <= ROUNDING**2 * mean_square, 0)
 
 
 def ensemble(mean_magnitude: Tensor, mean: Tensor, mean_square: Tensor) -> Tensor:
@@ -110,7 +109,7 @@ def min_max(values: Tensor) -> Tensor:
     """
     low, high = values.aminmax(dim=1, keepdim=True)
     span = high - low
-    return torch.where(span > ROUNDING * high, (values - low) / span, 0)
+    return ((values - low) / span).masked_fill(span <= ROUNDING * high, 0)
 
 
 # Our definitions: the method's paper names the metrics and leaves open what exactly they are.

@@ -27,21 +27,21 @@ def observe(
 ) -> tuple[Tensor, Values]:
     """Run images [B, ...] of classes [B] and return the logits [B, C] and the value of every term for every neuron.
 
-    Terms of the contribution, which need the `baseline` [1, ...], get runs of their own, whose gradients are others:
-    two, because the slopes have to be kept too, and half the batch at a time leaves the memory as it is.
+    Half the batch at a time: activations and slopes are kept beside what autograd keeps, and so the memory stays below
+    that of a plain pass over the whole batch. Terms of the contribution, which need the `baseline` [1, ...], get runs
+    of their own, whose gradients are others.
     """
     plain = [term for term in terms if "contribution" not in reads(term)]
     rescaled = [term for term in terms if "contribution" in reads(term)]
-    values: Values = {}
+    halves = [half for half in zip(images.tensor_split(2), labels.tensor_split(2), strict=True) if len(half[0])]
+    runs: list[list[tuple[Tensor, Values]]] = []
     if plain:
-        logits, values = run_plain(model, taps, images, labels, plain)
+        runs.append([run_plain(model, taps, *half, plain) for half in halves])
     if rescaled:
         assert baseline is not None
-        halves = [half for half in zip(images.tensor_split(2), labels.tensor_split(2), strict=True) if len(half[0])]
-        runs = [run_rescaled(model, taps, *half, rescaled, baseline) for half in halves]
-        logits = torch.cat([run[0] for run in runs])
-        values |= {term: torch.cat([run[1][term] for run in runs]) for term in rescaled}
-    return logits, values
+        runs.append([run_rescaled(model, taps, *half, rescaled, baseline) for half in halves])
+    values = {term: torch.cat([found[term] for _, found in parts]) for parts in runs for term in parts[0][1]}
+    return torch.cat([logits for logits, _ in runs[0]]), values
 
 
 def run_plain(

@@ -23,7 +23,7 @@ from .grams import POSITIONS
 from .merge import groups_of, overlap, tree
 from .selection import check_share
 
-SLICERS = ("semantic", "category", "global")
+SLICERS = ("semantic", "category", "global", "budget")
 CRITERIA = ("cka", "mass")
 
 
@@ -35,11 +35,13 @@ class Rule:
         metric: of the contributions.
         slicer: "semantic" takes, per class and layer, the first neurons that reach theta, and checks their union
             against the whole layer; "category" the first `share` per class and layer; "global" the first `share` per
-            layer, by the mean contribution over the classes, so that all classes have one slice.
+            layer, by the mean contribution over the classes, so that all classes have one slice; "budget" so many per
+            class that they are `share` of all neurons, more in early layers than in late ones, and shared less.
         criterion: of the semantic slicer: "cka" is the similarity to the whole layer, "mass" the share of all
             contribution.
         theta: of the semantic slicer, in (0, 1].
-        share: of the two others, in (0, 1].
+        share: of the others, in (0, 1].
+        taper: of the budget, in (0, 1]: share of the last layer over that of the first.
         positions: of the criterion "cka", see `prefix_similarity`.
     """
 
@@ -48,6 +50,7 @@ class Rule:
     criterion: str = "cka"
     theta: float = 0.95
     share: float = 0.5
+    taper: float = 0.25
     positions: str = "mean"
 
     def __post_init__(self) -> None:
@@ -56,6 +59,7 @@ class Rule:
                 raise unknown(kind, getattr(self, kind), known)
         check_share("theta", self.theta)
         check_share("share", self.share)
+        check_share("taper", self.taper)
 
     @property
     def by_similarity(self) -> bool:
@@ -64,13 +68,16 @@ class Rule:
 
     def to_plain(self) -> dict[str, Any]:
         """Return what plays a part in this rule as JSON-able data; `Rule(**plain)` rebuilds it."""
-        names = ["metric", "slicer", *(["criterion", "theta"] if self.slicer == "semantic" else ["share"])]
-        return {name: getattr(self, name) for name in (*names, *(["positions"] if self.by_similarity else []))}
+        names = ["criterion", "theta"] if self.slicer == "semantic" else ["share"]
+        names += ["positions"] if self.by_similarity else ["taper"] if self.slicer == "budget" else []
+        return {name: getattr(self, name) for name in ("metric", "slicer", *names)}
 
     def __str__(self) -> str:
         what = f"{self.slicer} slicer, {self.metric} contributions, "
         if self.by_similarity:
             return f"{what}CKA >= {self.theta:g} ({'position means' if self.positions == 'mean' else 'whole maps'})"
+        if self.slicer == "budget":
+            return what + f"{self.share:.1%} of all neurons per class, taper {self.taper:g}"
         return what + (f"mass >= {self.theta:g}" if self.slicer == "semantic" else f"the first {self.share:.0%}")
 
 

@@ -5,6 +5,8 @@ Shapes: C classes, N neurons of a layer, k neurons of a prefix.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,53 @@ def top_share(scores: Tensor, share: float) -> Tensor:
     count = max(1, round(share * scores.shape[-1]))
     kept = in_order(scores)[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)
+
+
+def tapered(widths: Mapping[str, int], share: float, taper: float) -> dict[str, int]:
+    """Spread a budget over the layers: how many neurons of each layer are kept, `share` of all of them together.
+
+    The share of a layer falls linearly with depth, until the last layer has `taper` in (0, 1] times that of the first;
+    it is at most the whole layer and at least one neuron. Early layers serve all classes alike, late ones tell classes
+    apart, so a budget that narrows with depth serves small sub-tasks better, and one that does not all classes at once.
+
+    >>> tapered({"a": 10, "b": 10, "c": 10}, 0.5, 0.25)
+    {'a': 8, 'b': 5, 'c': 2}
+    """
+    check_share("share", share)
+    check_share("taper", taper)
+    sizes = torch.tensor([*widths.values()], dtype=torch.float64)  # [L]
+    slope = torch.linspace(1, taper, len(sizes), dtype=torch.float64)
+    low, high = 0.0, 1 / taper  # by which the slope is scaled; at the upper end every layer is whole
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = (sizes * (middle * slope).clamp(max=1)).sum() >= share * sizes.sum()
+        low, high = (low, middle) if enough else (middle, high)
+    counts = (sizes * (high * slope).clamp(max=1)).round().clamp(min=1).int().tolist()
+    return dict(zip(widths, counts, strict=True))
+
+
+def balanced(scores: Tensor, count: int, *, cost: float = 0.3) -> Tensor:
+    """Choose `count` neurons per class by contribution, so that classes share less than they would: bool [C, N].
+
+    Classes choose in turns, one neuron each, with the contributions [C, N] of each class scaled to at most 1. A neuron
+    costs `cost` times the number of classes that have it already, in units of the mean number at the end. So neurons
+    that all classes want do not crowd out the others, and more of the layer serves some class.
+
+    >>> balanced(torch.tensor([[1.0, 0.9], [1.0, 0.9]]), 1)
+    tensor([[ True, False],
+            [False,  True]])
+    """
+    classes, width = scores.shape
+    worth = scores.double() / scores.amax(1, keepdim=True).clamp(min=1e-300)  # [C, N]
+    kept = torch.zeros(classes, width, dtype=torch.bool)
+    price = torch.zeros(width, dtype=torch.float64)
+    for turn in range(min(count, width)):
+        for step in range(classes):
+            label = (turn + step) % classes
+            best = int((worth[label] - price).masked_fill(kept[label], -torch.inf).argmax())
+            kept[label, best] = True
+            price[best] += cost * width / (classes * count)
+    return kept
 
 
 def prefix_mass(scores: Tensor, order: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .contributions import Contributions
 from .grams import Similarity, prefix_similarity
 from .merge import complete
 from .result import Rule, SemanticSlices
-from .selection import by_mass, prefix_mass, top_share, up_to
+from .selection import balanced, by_mass, prefix_mass, tapered, top_share, up_to
 
 Chosen = tuple[Tensor, Tensor]  # the critical neurons of a layer per class, bool [C, N], and of all classes, bool [N]
 
@@ -37,6 +37,7 @@ def slice_model(
     criterion: str = "cka",
     theta: float = 0.95,
     share: float = 0.5,
+    taper: float = 0.25,
     positions: str = "mean",
     batch_size: int = 128,
     device: str | torch.device = "auto",
@@ -54,7 +55,7 @@ def slice_model(
         data: what the contributions were measured on; only training images are looked at.
         contributions: from `contributions(model, data)`.
         metric: which of their metrics; needed when there are several.
-        slicer, criterion, theta, share, positions: see `Rule`.
+        slicer, criterion, theta, share, taper, positions: see `Rule`.
         batch_size: images per forward pass; the result does not depend on it.
         memory_gb: the layers whose matrices do not fit together in so many GiB are done in several runs over the
             samples; 16 N^2 bytes per layer. The widest layer alone has to fit.
@@ -65,7 +66,7 @@ def slice_model(
     place = choose_placement(device, "fp32").device
     neurons = find_neurons(model.to(place), data.example.to(place))
     widths = {name: layer.count for name, layer in neurons.layers.items()}
-    rule = Rule(_check(contributions, metric, data, widths), slicer, criterion, theta, share, positions)
+    rule = Rule(_check(contributions, metric, data, widths), slicer, criterion, theta, share, taper, positions)
     running: dict[str, Any] = {"positions": positions, "batch_size": batch_size, "device": place, "progress": progress}
     chosen: dict[str, Chosen] = {}
     for layers in _that_fit(widths, memory_gb) if rule.by_similarity else [[*widths]]:
@@ -97,6 +98,10 @@ def _choose(contributions: Contributions, layer: str, rule: Rule, similarity: Si
     if rule.slicer == "global":
         whole = top_share(together, rule.share)
         return whole.expand(len(scores), -1), whole
+    if rule.slicer == "budget":
+        widths = {name: of.shape[1] for name, of in contributions[rule.metric].items()}
+        masks = balanced(scores, tapered(widths, rule.share, rule.taper)[layer])
+        return masks, masks.any(0)
     if rule.slicer == "category":
         masks = top_share(scores, rule.share)
         return masks, masks.any(0)
