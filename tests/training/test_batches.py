@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from tests.training.tiny import tiny_data
 
 from torchslice.errors import TorchsliceError
-from torchslice.training.batches import TrainingBatches, crop_and_flip, epoch_order, epoch_seed, in_order
+from torchslice.training.batches import (
+    TrainingBatches,
+    class_batches,
+    class_count,
+    crop_and_flip,
+    epoch_order,
+    epoch_seed,
+    in_order,
+)
 from torchslice.training.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -69,6 +77,45 @@ def test_processes_share_the_same_global_batches():
     for (images, labels), (left, left_labels), (right, right_labels) in parts:
         assert torch.equal(images, torch.cat([left, right]))
         assert torch.equal(labels, torch.cat([left_labels, right_labels]))
+
+
+@given(
+    counts=st.lists(st.integers(1, 20), min_size=2, max_size=6),
+    size=st.integers(2, 30),
+    sets=st.lists(st.sampled_from([2, 0.4, 1.0]), min_size=1, max_size=3),
+)
+def test_batches_of_few_classes_have_equal_parts_and_use_every_image_of_a_class_before_one_comes_again(
+    counts, size, sets
+):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    allowed = {min(class_count(s, len(counts)), size) for s in sets}
+    seen = torch.zeros(len(labels), dtype=torch.int64)
+    for batch in class_batches(labels, size, sets, 12, torch.Generator().manual_seed(0)):
+        parts = labels[batch].bincount()
+        parts = parts[parts > 0]
+        assert len(batch) == size and len(parts) in allowed
+        assert parts.max() - parts.min() <= 1
+        seen += batch.bincount(minlength=len(labels))
+    turns = [seen[labels == label] for label in range(len(counts))]
+    assert all(own.max() - own.min() <= 1 for own in turns)
+
+
+def test_batches_of_few_classes_are_the_same_for_any_number_of_processes():
+    data = tiny_data()
+    settings = {"batch_size": 8, "seed": 0, "device": CPU, "classes_per_batch": (2, 1.0)}
+    one = TrainingBatches(data, **settings)
+    two = [TrainingBatches(data, ranks=Ranks(rank, 2), **settings) for rank in (0, 1)]
+    parts = list(zip(one.epoch(1), two[0].epoch(1), two[1].epoch(1), strict=True))
+    assert len(parts) == len(one) == 3
+    for (images, labels), (left, left_labels), (right, right_labels) in parts:
+        assert torch.equal(images, torch.cat([left, right]))
+        assert torch.equal(labels, torch.cat([left_labels, right_labels]))
+
+
+@pytest.mark.parametrize("size", [1, 0, 4, 0.0, 1.5, -1])
+def test_a_set_of_classes_that_cannot_be_is_an_error(size):
+    with pytest.raises(TorchsliceError, match=rf"a set of classes has 2 to \d+ of them.*got {size}"):
+        TrainingBatches(tiny_data(), batch_size=8, seed=0, device=CPU, classes_per_batch=(2, size))
 
 
 def test_order_is_kept_and_nothing_augmented_outside_training():

@@ -127,8 +127,8 @@ def test_interrupted_without_a_folder_says_so():
 
 def test_a_loss_that_is_not_finite_stops_with_advice():
     def explode(model, images, labels):
-        loss, logits, parts = cross_entropy(model, images, labels)
-        return loss * float("inf"), logits, parts
+        loss, right, parts = cross_entropy(model, images, labels)
+        return loss * float("inf"), right, parts
 
     with pytest.raises(TorchsliceError, match=r"no longer finite in epoch 1. Lower learning_rate \(now 0.05\)"):
         fit(tiny_net(), tiny_data(), objective=explode, epochs=1, **QUIET)
@@ -142,8 +142,8 @@ def test_the_test_split_is_never_looked_at(monkeypatch):
 
 def test_a_loss_may_have_parts_and_the_bar_shows_them(capsys):
     def halves(model, images, labels):
-        loss, logits, _ = cross_entropy(model, images, labels)
-        return loss, logits, {"half": loss / 2}
+        loss, right, _ = cross_entropy(model, images, labels)
+        return loss, right, {"half": loss / 2}
 
     rows = fit(tiny_net(), tiny_data(), objective=halves, epochs=1, **{**QUIET, "progress": True})
     assert rows[0]["half"] == pytest.approx(rows[0]["loss"] / 2)

@@ -32,6 +32,11 @@ class LayerPlan:
     held: Flags  # bool [outputs], rows that are zero where they stay
     zero_ins: Flags | None  # bool [inputs], columns that only ever read zero
 
+    @property
+    def whole(self) -> bool:
+        """Whether the layer stays as it is."""
+        return bool(self.outs.all() and (self.ins is None or self.ins.all()) and not self.held.any())
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -105,10 +110,11 @@ def cut(model: nn.Module, what: Plan) -> nn.Module:
     memo: dict[int, Any] = {}
     shapes: dict[str, dict[str, int]] = {}
     for name, layer in what.layers.items():
-        if layer.outs.all() and (layer.ins is None or layer.ins.all()) and not layer.held.any():
+        if layer.whole:
             continue
         module = model.get_submodule(name)
-        tensors, shapes[name] = _cut_layer(module, layer)
+        with torch.no_grad():
+            tensors, shapes[name] = _cut_layer(module, layer)
         for key, tensor in tensors.items():
             old = getattr(module, key)
             new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
@@ -120,6 +126,22 @@ def cut(model: nn.Module, what: Plan) -> nn.Module:
     return small
 
 
+def cut_tensors(model: nn.Module, what: Plan) -> dict[str, Tensor]:
+    """Return the tensors of `cut(model, what)` by name, as functions of the model's, which gradients reach.
+
+    Those of layers that stay whole are the model's own, not copies.
+
+    >>> logits = functional_call(cut(model, what), cut_tensors(model, what), images)
+    """
+    named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    found = {name: tensor for tensors in named for name, tensor in tensors}
+    for name, layer in what.layers.items():
+        if not layer.whole:
+            tensors, _ = _cut_layer(model.get_submodule(name), layer)
+            found |= {f"{name}.{key}" if name else key: tensor for key, tensor in tensors.items()}
+    return found
+
+
 def _cut_layer(module: nn.Module, layer: LayerPlan) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Return the tensors and the shape attributes of a layer after the cut."""
     port = layer.port
@@ -127,7 +149,7 @@ def _cut_layer(module: nn.Module, layer: LayerPlan) -> tuple[dict[str, Tensor], 
     outs = torch.from_numpy(layer.outs.nonzero()[0]).to(device)
     held = torch.from_numpy(layer.held[layer.outs]).to(device)
     tensors = {
-        key: tensor.detach().index_select(0, outs)
+        key: tensor.index_select(0, outs)
         for key, tensor in {**module._parameters, **module._buffers}.items()
         if tensor is not None and tensor.dim() > 0
     }

@@ -29,10 +29,14 @@ class objective:
                 raise TorchsliceError(f"{name} must be 0 or more, got {weight}.")
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Run a GatedModel and return loss, logits, and the parts cross_entropy, cohesion and coupling."""
+        """Run a GatedModel and return loss, right answers, and the parts cross_entropy, cohesion and coupling."""
         gated = check_gated(getattr(model, "module", model))  # unwrapped, where training is distributed
         logits = model(images)
         cohesion, coupling = pair_losses([*gated.gate_values.values()], labels, num_classes=logits.shape[1])
         cross_entropy = F.cross_entropy(logits.float(), labels)
         loss = cross_entropy + self.cohesion_weight * cohesion + self.coupling_weight * coupling
-        return loss, logits, {"cross_entropy": cross_entropy, "cohesion": cohesion, "coupling": coupling}
+        return (
+            loss,
+            logits.argmax(1) == labels,
+            {"cross_entropy": cross_entropy, "cohesion": cohesion, "coupling": coupling},
+        )

@@ -6,7 +6,7 @@ Shapes: n images of a split, B batch, ch channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,49 @@ def epoch_order(count: int, batch_size: int, generator: torch.Generator, ranks: 
     return [batch for batch in whole if len(batch) >= 2 * ranks]
 
 
+def class_batches(
+    labels: Tensor, batch_size: int, sizes: Sequence[int | float], steps: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield `steps` batches of indices, int64 [B], each of a few random classes in equal parts, mixed.
+
+    The images of a class come in a random order and start over, in another one, when all have been seen.
+
+    Args:
+        labels: of the images, int64 [n].
+        sizes: of the class sets, each equally likely: numbers of classes, or shares of all classes as floats in (0, 1].
+
+    >>> batches = class_batches(torch.tensor([0, 1, 2] * 8), 4, [2], 3, torch.Generator())
+    >>> [torch.tensor([0, 1, 2] * 8)[batch].unique().numel() for batch in batches]
+    [2, 2, 2]
+    """
+    rows = [(labels == label).nonzero().flatten() for label in range(int(labels.max()) + 1)]
+    present = [label for label, own in enumerate(rows) if len(own)]
+    counts = [class_count(size, len(present)) for size in sizes]
+    waiting = [torch.empty(0, dtype=torch.int64)] * len(rows)
+    for _ in range(steps):
+        size = counts[int(torch.randint(len(counts), (), generator=generator))]
+        drawn = torch.randperm(len(present), generator=generator)[: min(size, batch_size)].tolist()
+        batch = []
+        for place, label in enumerate(present[index] for index in drawn):
+            own = batch_size // len(drawn) + (place < batch_size % len(drawn))
+            while len(waiting[label]) < own:
+                again = rows[label][torch.randperm(len(rows[label]), generator=generator)]
+                waiting[label] = torch.cat([waiting[label], again])
+            batch.append(waiting[label][:own])
+            waiting[label] = waiting[label][own:]
+        yield torch.cat(batch)[torch.randperm(batch_size, generator=generator)]
+
+
+def class_count(size: int | float, classes: int) -> int:
+    """Return a number of classes, which is given as such or as a share of all classes; at least 2."""
+    count = size if isinstance(size, int) else max(2, round(size * classes))
+    if not 2 <= count <= classes or (isinstance(size, float) and not 0 < size <= 1):
+        raise TorchsliceError(
+            f"a set of classes has 2 to {classes} of them, or a share in (0, 1] as a float; got {size!r}."
+        )
+    return count
+
+
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
     """Crop every image, padded with zeros on all sides, at its own place, and mirror some left to right.
 
@@ -62,16 +105,27 @@ class TrainingBatches:
     """The training split on a device, in a new random order and with new crops and flips every epoch.
 
     The same (seed, epoch) gives the same global batches, whatever the number of processes; each process gets its part
-    of every one.
+    of every one. With `classes_per_batch`, a batch holds images of a few random classes only, see `class_batches`; an
+    epoch is as long as without.
 
     >>> batches = TrainingBatches(data, batch_size=128, seed=0, device=torch.device("cpu"))
     >>> for images, labels in batches.epoch(1): ...  # float [B, ch, H, W], int64 [B]
     """
 
     def __init__(
-        self, data: Data, *, batch_size: int, seed: int, device: torch.device, ranks: Ranks | None = None
+        self,
+        data: Data,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        classes_per_batch: Sequence[int | float] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
+        self.classes_per_batch = classes_per_batch
+        for size in classes_per_batch or ():
+            class_count(size, len(data.classes))
         self.ranks = ranks or Ranks()
         self.images, self.labels = data.train.images.to(device), data.train.labels.to(device)
         if batch_size < 2 * self.ranks.count or batch_size % self.ranks.count:
@@ -92,12 +146,18 @@ class TrainingBatches:
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this process's part of every batch of an epoch: normalised images [B, ch, H, W] and labels [B]."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
-        for batch in epoch_order(len(self.labels), self.batch_size, generator, self.ranks.count):
+        for batch in self._order(generator):
             top, left = torch.randint(2 * self.data.crop_padding + 1, (2, len(batch)), generator=generator)
             flip = torch.rand(len(batch), generator=generator) < (0.5 if self.data.flip else 0.0)
             rows, top, left, flip = (self.ranks.part(t).to(self.device) for t in (batch, top, left, flip))
             images = crop_and_flip(self.images[rows], top, left, flip, self.data.crop_padding)
             yield self.data.normalise(images), self.labels[rows]
+
+    def _order(self, generator: torch.Generator) -> Iterator[Tensor]:
+        if self.classes_per_batch:
+            labels, sizes = self.data.train.labels, self.classes_per_batch
+            return class_batches(labels, self.batch_size, sizes, len(self), generator)
+        return iter(epoch_order(len(self.labels), self.batch_size, generator, self.ranks.count))
 
 
 def in_order(

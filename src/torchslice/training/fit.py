@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     batch_size: int = 128,
+    classes_per_batch: Sequence[int | float] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
@@ -52,6 +54,8 @@ def fit(
         epochs: passes over the training split, the interrupted ones included.
         learning_rate: of the first step.
         batch_size: images per step, over all processes.
+        classes_per_batch: draws every batch from a few random classes; one of these numbers of classes, or shares of
+            all classes as floats, each equally likely. By default batches are drawn from all images.
         seed: of the order, the augmentation, and dropout; not of the weights, which the model already has.
         precision: "fp32", "bf16" (autocast, with float32 weights), or "auto": bf16 where the hardware computes in it.
         folder: gets checkpoint.safetensors and metrics.jsonl.
@@ -72,11 +76,19 @@ def fit(
         "momentum": momentum,
         "weight_decay": weight_decay,
         "batch_size": batch_size,
+        "classes_per_batch": None if classes_per_batch is None else list(classes_per_batch),
         "seed": seed,
         "precision": placement.precision,
     }
     _check_settings(**settings)
-    batches = TrainingBatches(data, batch_size=batch_size, seed=seed, device=placement.device, ranks=ranks)
+    batches = TrainingBatches(
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        device=placement.device,
+        classes_per_batch=classes_per_batch,
+        ranks=ranks,
+    )
     model.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_output(model, data, placement)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -105,13 +117,12 @@ def fit(
                 for step, (images, labels) in enumerate(batches.epoch(epoch), start=1):
                     optimizer.param_groups[0]["lr"] = cosine(learning_rate, done, total)
                     with placement.autocast():
-                        loss, logits, parts = objective(network, images, labels)
+                        loss, right, parts = objective(network, images, labels)
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
                     done += 1
-                    correct = (logits.argmax(1) == labels).double().mean()
-                    means.add(len(labels), loss=loss, **parts, train_accuracy=correct)
+                    means.add(len(right), loss=loss, **parts, train_accuracy=right.double().mean())
                     look = step % SHOW_EVERY == 0 or step == len(batches)
                     text = _losses(means, epoch, learning_rate) if look else ""
                     bar.advance(f"epoch {epoch}/{epochs}", text)

@@ -1,6 +1,6 @@
 """What training minimises. An objective is any function of this shape; parts are shown and recorded.
 
-Shapes: B batch, C classes.
+Shapes: B batch, b images of it that were looked at, C classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Objective(Protocol):
         labels: int64 [B].
 
     Returns:
-        The loss to minimise (a scalar), the logits [B, C], and the parts of the loss to record by name (scalars).
+        The loss to minimise (a scalar), which answers were right, bool [b], and the parts of the loss to record by
+        name (scalars).
     """
 
     def __call__(
@@ -31,7 +32,7 @@ class Objective(Protocol):
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Run the model and return its cross entropy in nats, the default objective of `fit`."""
     logits = model(images)
-    return F.cross_entropy(logits.float(), labels), logits, {}
+    return F.cross_entropy(logits.float(), labels), logits.argmax(1) == labels, {}
 
 
 def describe(objective: Objective) -> str:

@@ -1,0 +1,115 @@
+"""Sub-task training: the networks that are trained are the ones that will be cut.
+
+Shapes: B batch, C classes, k of them in the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..core.find import find_neurons
+from ..core.hold import holding
+from ..core.surgery import Plan, cut, cut_tensors, plan
+from ..errors import TorchsliceError
+from ..slices import Slice, union
+
+SIZES = (2, 3, 0.5, 1.0)
+KEPT = 512  # sets of classes whose network is remembered
+COUNTER = "num_batches_tracked"  # of a batch norm
+
+
+class SubTasks:
+    """An objective for `fit`: the cross entropy of the batch's classes on the part of the network that is theirs.
+
+    The classes that occur in a batch are its sub-task. The neurons outside the union of their slices are held at zero,
+    and only these classes are scored:
+
+        loss = cross entropy of softmax(logits[classes] of the model held to the union of slices[classes])
+
+    With batches of random classes (`classes_per_batch`) the sub-models of all subsets are trained together, each with
+    the batch-norm statistics of its own images, and no gate is added. Running statistics are those of batches with all
+    classes; `recalibrate` a sub-model that has been cut. The method is torchslice's own.
+
+    Args:
+        model: the network that will be trained.
+        slices: one per class, in the order of the classes.
+        example: [B, ...], on the model's device.
+
+    Raises TorchsliceError for slices of another model or another number of classes.
+
+    >>> slices = slices_from(scores, Rule("avg", "budget", share=0.15)).by_class
+    >>> objective = SubTasks(model, [*slices.values()], data.example)
+    >>> fit(model, data, objective=objective, classes_per_batch=SIZES, epochs=12)
+    """
+
+    def __init__(self, model: nn.Module, slices: Sequence[Slice], example: Tensor) -> None:
+        neurons = find_neurons(model, example)
+        if len(slices) != neurons.classes:
+            raise TorchsliceError(
+                f"sub-task training needs a slice for each of the {neurons.classes} classes of the model, "
+                f"got {len(slices)}."
+            )
+        for part in slices:
+            neurons.check(part)
+        self.slices, self.neurons = tuple(slices), neurons
+        self._small = lru_cache(KEPT)(self._make)
+
+    def __repr__(self) -> str:
+        kept = [int(torch.cat([*part.masks.values()]).sum()) for part in self.slices]
+        return f"SubTasks(neurons of the classes: {kept})"
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the loss of the batch's sub-task, which answers are right, and no parts."""
+        classes, own = labels.unique(return_inverse=True)  # [k], [B]
+        logits = self.logits(model, images, tuple(classes.tolist())).float()  # [B, k]
+        return F.cross_entropy(logits, own), logits.argmax(1) == own, {}
+
+    def logits(self, model: nn.Module, images: Tensor, classes: tuple[int, ...]) -> Tensor:
+        """Run the part of some classes on images: their logits, [B, k].
+
+        It is run cut, which is faster than held at zero and has the same gradients, except where a wrapper for
+        distributed training has to see the call, and for all classes, whose batches give the running statistics.
+        """
+        network = getattr(model, "module", model)
+        if network is model and len(classes) < len(self.slices):
+            small, what = self._small(network, classes)
+            tensors = {name: t for name, t in cut_tensors(network, what).items() if COUNTER not in name}
+            logits = functional_call(small.train(network.training), tensors, images, tie_weights=False)
+            return logits if self.neurons.head else logits[:, list(classes)]
+        part = plan(self.neurons, union(self.slices[label] for label in classes))
+        with holding(network, part.held), _statistics_kept(network, len(classes) < len(self.slices)):
+            return model(images)[:, list(classes)]
+
+    def _make(self, model: nn.Module, classes: tuple[int, ...]) -> tuple[nn.Module, Plan]:
+        """Return the network of some classes without its tensors, which come from the model at every step."""
+        part = union(self.slices[label] for label in classes)
+        what = plan(self.neurons, part, classes if self.neurons.head else None)
+        small = cut(model, what).to("meta")
+        for norm in _norms(small):
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        return small, what
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextlib.contextmanager
+def _statistics_kept(model: nn.Module, keep: bool) -> Iterator[None]:
+    """Leave the running statistics of batch norms as they are inside the block, if asked to."""
+    found = [(norm, norm.momentum, norm.num_batches_tracked) for norm in _norms(model) if keep]
+    try:
+        for norm, _, _ in found:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, momentum, count in found:
+            norm.momentum, norm.num_batches_tracked = momentum, count
