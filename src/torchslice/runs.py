@@ -2,6 +2,8 @@
 
     run.json      what was trained on which data, and how
     training/     checkpoint.safetensors and metrics.jsonl, written after every epoch
+    subtasks.json the class slices that modular training was given after its first part
+    subtasks/     checkpoint and metrics of its second part
     slices.json   class slices, how they were found, and what else was found with them
 
 Opening a run builds the network that run.json names, so open only your own or those you trust.
@@ -25,26 +27,36 @@ from torch import Tensor, nn
 
 from . import data as data_sets
 from . import models
+from .core.find import find_neurons
+from .core.surgery import plan, silence
 from .data import Data
 from .errors import TorchsliceError
 from .files import atomic_write
-from .modular import GatedModel, Report, attach_gates, class_slices, objective, report
-from .semantic import Rule, SemanticSlices, contributions, slice_model
-from .slices import Slice
+from .modular import SIZES, GatedModel, Report, SubTasks, attach_gates, class_slices, objective, report
+from .semantic import Rule, SemanticSlices, contributions, slice_model, slices_from
+from .slices import Slice, union
 from .submodel import without_gates
-from .training import choose_placement, cross_entropy, fit
+from .training import Objective, choose_placement, cross_entropy, fit
 from .training.checkpoint import FILE as CHECKPOINT
 
 FORMAT_VERSION = 1
-METHODS = ("modular", "standard")
+TRAINED = "subtasks.json"
+METHODS = ("modular", "mwt", "standard")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All that decides what a training run computes.
 
-    The built-in networks get the number of channels and classes of the data. `train_limit` is the number of training
-    images to use, None for all. The two weights belong to the modular method.
+    The built-in networks get the number of channels and classes of the data.
+
+    Attributes:
+        method: "modular" trains as "standard" does for the first `standard_epochs` (by default a third of all), then
+            chooses the class slices, and trains sub-tasks on them (`modular.SubTasks`) to the end; "mwt" trains with
+            gates, as published (arXiv 2306.09376).
+        train_limit: number of training images to use, None for all.
+        retention, taper: modular; share and taper of the slices, see `semantic.Rule`.
+        cohesion_weight, coupling_weight: mwt; see `modular.objective`.
     """
 
     model: str
@@ -53,6 +65,9 @@ class Recipe:
     model_arguments: dict[str, Any] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
     train_limit: int | None = None
+    standard_epochs: int | None = None
+    retention: float = 0.15
+    taper: float = 0.25
     cohesion_weight: float = 0.5
     coupling_weight: float = 1.5
     epochs: int = 30
@@ -64,6 +79,25 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise TorchsliceError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}.")
+        if self.method == "modular" and not 1 <= self.first_epochs < self.epochs:
+            raise TorchsliceError(
+                "modular training has at least 1 standard epoch and at least 1 after it; "
+                f"got standard_epochs {self.first_epochs} of {self.epochs} epochs."
+            )
+        if self.method == "modular":
+            self.rule  # noqa: B018 - says what is wrong with it
+
+    @property
+    def rule(self) -> Rule:
+        """How modular training chooses the class slices."""
+        return Rule("avg", "budget", share=self.retention, taper=self.taper)
+
+    @property
+    def first_epochs(self) -> int:
+        """Number of epochs before sub-tasks are trained, all where they never are."""
+        if self.method != "modular":
+            return self.epochs
+        return max(1, self.epochs // 3) if self.standard_epochs is None else self.standard_epochs
 
     def load_data(self, data_dir: str | Path | None = None) -> Data:
         """Load the data; `data_dir` is where the files of the named data sets are."""
@@ -71,12 +105,12 @@ class Recipe:
         return data if self.train_limit is None else data.limit(train=self.train_limit, seed=self.seed)
 
     def network(self, data: Data) -> nn.Module:
-        """Build the untrained network, with gates if the method is modular; the same one every time."""
+        """Build the untrained network, with gates if the method is mwt; the same one every time."""
         arguments = fitting(self.model, data.train.images.shape[1]) | self.model_arguments
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = models.create(self.model, **{"num_classes": len(data.classes), **arguments})
-        return attach_gates(model, data.example, seed=self.seed) if self.method == "modular" else model
+        return attach_gates(model, data.example, seed=self.seed) if self.method == "mwt" else model
 
 
 def fitting(model: str, channels: int) -> dict[str, Any]:
@@ -161,24 +195,29 @@ class Run:
     # -- training ---------------------------------------------------------------------------------------------------
     def train(self, data: Data, *, device: str = "auto", progress: bool = True) -> list[dict[str, Any]]:
         """Train to the last epoch, from where it stopped, and return one row per epoch, as `fit` does."""
-        recipe = self.recipe
+        recipe, first = self.recipe, self.recipe.first_epochs
+        settings: dict[str, Any] = {
+            "learning_rate": recipe.learning_rate,
+            "batch_size": recipe.batch_size,
+            "seed": recipe.seed,
+            "device": device,
+            "precision": recipe.precision,
+            "progress": progress,
+        }
         try:
-            modular = objective(cohesion_weight=recipe.cohesion_weight, coupling_weight=recipe.coupling_weight)
-            return fit(
-                recipe.network(data),
-                data,
-                objective=modular if recipe.method == "modular" else cross_entropy,
-                epochs=recipe.epochs,
-                learning_rate=recipe.learning_rate,
-                batch_size=recipe.batch_size,
-                seed=recipe.seed,
-                device=device,
-                precision=recipe.precision,
-                folder=self.folder / "training",
-                progress=progress,
-            )
+            gates = objective(cohesion_weight=recipe.cohesion_weight, coupling_weight=recipe.coupling_weight)
+            loss: Objective = gates if recipe.method == "mwt" else cross_entropy
+            network = recipe.network(data)
+            rows = fit(network, data, objective=loss, epochs=first, folder=self.folder / "training", **settings)
+            if recipe.method != "modular":
+                return rows
+            slices = self._trained_slices(network, data, device=device, progress=progress)
+            loss = SubTasks(network, slices, data.example.to(next(network.parameters()).device))
+            settings |= {"classes_per_batch": SIZES, "epochs": recipe.epochs - first}
+            more = fit(network, data, objective=loss, folder=self.folder / "subtasks", **settings)
+            return rows + [{**row, "epoch": row["epoch"] + first} for row in more]
         except TorchsliceError:
-            if not self._checkpoint_path.exists():  # nothing to go on with, so the folder is free again
+            if not self._checkpoints[0].exists():  # nothing to go on with, so the folder is free again
                 (self.folder / "run.json").unlink()
                 with contextlib.suppress(OSError):
                     self.folder.rmdir()
@@ -187,54 +226,66 @@ class Run:
     @property
     def epochs_done(self) -> int:
         """Number of finished epochs."""
-        return len(self._checkpoint(weights=False)[0])
+        return sum(len(_checkpoint(path, weights=False)[0]) for path in self._checkpoints)
 
     def network(self, data: Data, *, device: str = "auto") -> nn.Module:
-        """Return the trained network, with its gates if it has any, in eval mode; an unfinished run is an error."""
-        history, weights = self._checkpoint()
-        if len(history) < self.recipe.epochs:
+        """Return the trained network, with its gates if it has any, in eval mode; an unfinished run is an error.
+
+        Neurons that no class was given by modular training are zero.
+        """
+        self._check_finished()
+        network = self.recipe.network(data)
+        path = self._checkpoints[-1]
+        try:
+            network.load_state_dict(_checkpoint(path)[1])
+        except RuntimeError as error:
+            raise TorchsliceError(f"{path} does not belong to the network of run.json; train anew.") from error
+        if self.recipe.method == "modular":
+            used = union(self._read_slices(self.folder / TRAINED, "train anew").values())
+            silence(network, plan(find_neurons(network, data.example), used))
+        return network.to(choose_placement(device).device).eval()
+
+    def _check_finished(self) -> None:
+        if (done := self.epochs_done) < self.recipe.epochs:
             raise TorchsliceError(
-                f"{self.folder} is not trained to its end: {len(history)} of {self.recipe.epochs} epochs. "
+                f"{self.folder} is not trained to its end: {done} of {self.recipe.epochs} epochs. "
                 "Go on with the command that began it: torchslice train ..."
             )
-        network = self.recipe.network(data)
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise TorchsliceError(
-                f"{self._checkpoint_path} does not belong to the network of run.json; train anew."
-            ) from error
-        return network.to(choose_placement(device).device).eval()
 
     def gated(self, data: Data, *, device: str = "auto") -> GatedModel:
         """Return the trained network of a modular run; a standard one has no gates, which is an error."""
-        if self.recipe.method != "modular":
+        if self.recipe.method != "mwt":
             raise TorchsliceError(
                 f"{self.folder} was trained with --method {self.recipe.method}, so it has no gates to find slices by; "
-                f"find them with: torchslice slice {self.folder} --by contribution, or train with --method modular."
+                f"find them with: torchslice slice {self.folder} --by {self.by}, or train with --method mwt."
             )
         network = self.network(data, device=device)
         assert isinstance(network, GatedModel)
         return network
 
     @property
-    def _checkpoint_path(self) -> Path:
-        return self.folder / "training" / CHECKPOINT
+    def by(self) -> str:
+        """What finds the slices of such a run first of all."""
+        return {"modular": "training", "mwt": "gates", "standard": "contribution"}[self.recipe.method]
 
-    def _checkpoint(self, *, weights: bool = True) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """Return the rows of the finished epochs and the weights after the last one."""
-        path = self._checkpoint_path
-        if not path.exists():
-            return [], {}
-        try:
-            with safe_open(path, "pt") as file:
-                history = json.loads(file.metadata()["training"])["history"]
-                names = [name for name in file.keys() if weights and name.startswith("model.")]  # noqa: SIM118
-                return history, {name.removeprefix("model."): file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise TorchsliceError(f"{path} is damaged ({error}); delete {self.folder} and train anew.") from error
+    @property
+    def _checkpoints(self) -> list[Path]:
+        """Where the states of training are, one file per part."""
+        parts = ("training", "subtasks") if self.recipe.method == "modular" else ("training",)
+        return [self.folder / part / CHECKPOINT for part in parts]
 
     # -- slices -----------------------------------------------------------------------------------------------------
+    def _trained_slices(self, network: nn.Module, data: Data, **running: Any) -> dict[str, Slice]:
+        """Return the class slices that modular training goes on with, chosen when its first part is done."""
+        path = self.folder / TRAINED
+        if not path.is_file():
+            rule = self.recipe.rule
+            scores = contributions(network, data, metric=rule.metric, seed=self.recipe.seed, **running)
+            found = slices_from(scores, rule)
+            content = {"format_version": FORMAT_VERSION, "by": "training", **found.to_plain()}
+            atomic_write(path, json.dumps({**content, "weights_sha256": _digest(self._checkpoints[0])}))
+        return self._read_slices(path, "train anew")
+
     def find_slices(self, data: Data, *, threshold: float = 0.9, **running: Any) -> Report:
         """Find the class slices by the gates, keep them in slices.json, and return what they are worth."""
         gated = self.gated(data, device=running.get("device", "auto"))
@@ -258,7 +309,7 @@ class Run:
     ) -> SemanticSlices:
         """Find slices by contribution, keep them in slices.json, and return them.
 
-        A modular network goes without its gates, see `without_gates`. `rule` is slicer, criterion, theta, share and
+        A network with gates goes without them, see `without_gates`. `rule` is slicer, criterion, theta, share and
         positions, as in `semantic.slice_model`.
         """
         Rule(metric, **rule)  # says what is wrong with it before long work
@@ -267,28 +318,59 @@ class Run:
         sampling: dict[str, Any] = {"samples_per_class": samples_per_class, "seed": seed}
         scores = contributions(network, data, metric=metric, **sampling, **running)
         found = slice_model(network, data, scores, **rule, **running)
-        used = gates if self.recipe.method == "modular" else None
+        used = gates if self.recipe.method == "mwt" else None
         self._keep({"by": "contribution", "gates": used, **sampling, **found.to_plain()})
         return found
 
     def _keep(self, found: dict[str, Any]) -> None:
-        content = {"format_version": FORMAT_VERSION, "weights_sha256": self._digest(), **found}
+        content = {"format_version": FORMAT_VERSION, "weights_sha256": _digest(self._checkpoints[-1]), **found}
         atomic_write(self.folder / "slices.json", json.dumps(content))
 
+    def find_trained_slices(self) -> SemanticSlices:
+        """Keep the class slices of modular training in slices.json, and return them."""
+        if self.recipe.method != "modular":
+            raise TorchsliceError(
+                f"{self.folder} was trained with --method {self.recipe.method}, without slices; "
+                f"find them with: torchslice slice {self.folder} --by {self.by}, or train with --method modular."
+            )
+        self._check_finished()
+        found = SemanticSlices.from_plain(_read(self.folder / TRAINED, "format_version", "classes"))
+        self._keep({"by": "training", **found.to_plain()})
+        return found
+
     def slices(self) -> dict[str, Slice]:
-        """Return the class slices that were found last."""
+        """Return the class slices that were found last; of a modular run, first of all those it was trained with."""
+        again = f"torchslice slice {self.folder} --by {self.by}"
         path = self.folder / "slices.json"
-        again = f"torchslice slice {self.folder} --by {'gates' if self.recipe.method == 'modular' else 'contribution'}"
-        if not path.is_file():
-            raise TorchsliceError(f"{self.folder} has no slices yet; find them with: {again}")
+        if path.is_file():
+            return self._read_slices(path, f"find the slices anew: {again}")
+        if self.recipe.method == "modular" and self.epochs_done:
+            return self._read_slices(self.folder / TRAINED, "train anew")
+        raise TorchsliceError(f"{self.folder} has no slices yet; find them with: {again}")
+
+    def _read_slices(self, path: Path, remedy: str) -> dict[str, Slice]:
         content = _read(path, "format_version", "classes", "weights_sha256")
-        if content["weights_sha256"] != self._digest():
-            raise TorchsliceError(f"{path} belongs to other weights; find the slices anew: {again}")
+        if content["weights_sha256"] != _digest(self._checkpoints[0 if path.name == TRAINED else -1]):
+            raise TorchsliceError(f"{path} belongs to other weights; {remedy}")
         return {name: Slice.from_plain(plain) for name, plain in content["classes"].items()}
 
-    def _digest(self) -> str:
-        with self._checkpoint_path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+
+def _checkpoint(path: Path, *, weights: bool = True) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Return the rows of the finished epochs and the weights after the last one."""
+    if not path.exists():
+        return [], {}
+    try:
+        with safe_open(path, "pt") as file:
+            history = json.loads(file.metadata()["training"])["history"]
+            names = [name for name in file.keys() if weights and name.startswith("model.")]  # noqa: SIM118
+            return history, {name.removeprefix("model."): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise TorchsliceError(f"{path} is damaged ({error}); delete {path.parents[1]} and train anew.") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path, *keys: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import pytest
 from torchslice.cli import main
 from torchslice.runs import Recipe, Run
 
-TINY = Recipe("convnet", "digits", model_arguments={"width": 0.125}, epochs=2, batch_size=64, precision="fp32")
+TINY = Recipe("convnet", "digits", "mwt", model_arguments={"width": 0.125}, epochs=2, batch_size=64, precision="fp32")
 TRAIN = ["train", "convnet", "digits", "--model-argument", "width=0.125", "--batch-size", "64", "--precision", "fp32"]
+TRAIN += ["--method", "mwt"]
 
 
 @dataclass
@@ -49,7 +50,7 @@ def torchslice(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished modular run with slices; do not write to it."""
+    """A finished run with gates and slices; do not write to it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     data = TINY.load_data()
     run = Run.start(folder, TINY, data)

@@ -100,7 +100,7 @@ def test_what_is_refused(torchslice, standard, options, parts):
         (("--by", "gates", "--positions", "mean"), "--positions", "--by contribution"),
         (("--by", "gates", "--samples", 5), "--samples", "--by contribution"),
         (("--by", "gates", "--gates", "fold"), "--gates", "--by contribution"),
-        (("--by", "contribution", "--share", 0.5), "--share", "--slicer category or global"),
+        (("--by", "contribution", "--share", 0.5), "--share", "--slicer category or global or budget"),
         (("--by", "contribution", "--slicer", "global", "--theta", 0.9), "--theta", "--slicer semantic"),
         (("--by", "contribution", "--slicer", "category", "--positions", "all"), "--positions", "--slicer semantic"),
         (("--by", "contribution", "--criterion", "mass", "--positions", "all"), "--positions", "--criterion cka"),

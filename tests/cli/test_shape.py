@@ -14,13 +14,14 @@ COMMANDS = {
     "demo": ["--out", *COMMON],
     "neurons": ["MODEL", "--num-classes", "--input-shape", "--model-argument", *COMMON],
     "train": [
-        *("MODEL", "DATA", "--out", "--method", "--epochs", "--learning-rate", "--batch-size", "--cohesion-weight"),
-        *("--coupling-weight", "--precision", "--train-limit", "--model-argument", "--data-option", "--data-dir"),
+        *("MODEL", "DATA", "--out", "--method", "--epochs", "--learning-rate", "--batch-size", "--retention"),
+        *("--taper", "--standard-epochs", "--cohesion-weight", "--coupling-weight"),
+        *("--precision", "--train-limit", "--model-argument", "--data-option", "--data-dir"),
         *COMMON,
     ],
     "slice": [
-        *("RUN", "--by", "--threshold", "--metric", "--slicer", "--criterion", "--theta", "--positions", "--share"),
-        *("--samples", "--gates", "--data-dir", *COMMON),
+        *("RUN", "--by", "--threshold", "--metric", "--slicer", "--criterion", "--theta", "--slope", "--positions"),
+        *("--share", "--taper", "--samples", "--gates", "--data-dir", *COMMON),
     ],
     "extract": [
         *("RUN", "--classes", "--out", "--finetune", "--learning-rate", "--gates", "--data-dir"),
@@ -79,7 +80,7 @@ def test_help_imports_nothing_heavy():
         (["trian"], ["trian", "torchslice --help"]),
         (["train", "convnet"], ["DATA", "torchslice train --help"]),
         (["train", "convnet", "digits", "--out", "x", "--epochs", "many"], ["--epochs", "integer"]),
-        (["train", "convnet", "digits", "--out", "x", "--method", "modlar"], ["modlar", "modular", "standard"]),
+        (["train", "convnet", "digits", "--out", "x", "--method", "modlar"], ["modlar", "modular", "mwt", "standard"]),
         (["neurons", "convnet", "--device", "tpu"], ["tpu", "auto", "cpu", "cuda"]),
         (["neurons", "convnet", "--colour"], ["--colour"]),
         (["extract", "run", "--classes", "1,2"], ["--out"]),

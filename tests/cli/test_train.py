@@ -1,10 +1,13 @@
 """torchslice train: resumes, refuses what is not its own, leaves nothing behind when it fails early."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from torchslice.core.hold import masked
 from torchslice.runs import Run
+from torchslice.slices import union
 from torchslice.training.checkpoint import Checkpoint
 
 from .conftest import TINY, TRAIN
@@ -78,7 +81,11 @@ def test_an_unwritable_folder_is_found_before_the_data_are_loaded(torchslice, tm
         (["convnet", "digits", "--epochs", "0"], ["epochs", "at least 1"]),
         (["convnet", "digits", "--batch-size", "1"], ["batch_size 1"]),
         (["convnet", "digits", "--learning-rate", "-1"], ["learning_rate", "above 0"]),
-        (["convnet", "digits", "--coupling-weight", "-1"], ["coupling_weight"]),
+        (["convnet", "digits", "--method", "mwt", "--coupling-weight", "-1"], ["coupling_weight"]),
+        (["convnet", "digits", "--coupling-weight", "1"], ["--coupling-weight plays no part", "--method mwt"]),
+        (["convnet", "digits", "--method", "standard", "--taper", "1"], ["--taper plays no part", "--method modular"]),
+        (["convnet", "digits", "--retention", "0"], ["share", "(0, 1]"]),
+        (["convnet", "digits", "--epochs", "3", "--standard-epochs", "3"], ["standard_epochs 3 of 3"]),
         (["convnet", "digits", "--data-option", "colour=1"], ["colour"]),
         (["convnet", "digits", "--train-limit", "0"], ["at least 1 sample"]),
     ],
@@ -92,3 +99,45 @@ def test_train_refuses_and_leaves_nothing(torchslice, tmp_path, monkeypatch, arg
 
 def _no_network(*args, **kwargs):
     raise OSError("no network")
+
+
+def test_modular_training_in_two_parts_resumes_and_gives_sub_models_without_gates(torchslice, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    arguments = [*TRAIN[:-1], "modular", "--epochs", 4, "--retention", 0.3, "--device", "cpu", "--out"]
+    history = torchslice(*arguments, whole, "--json").json["history"]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    save, epochs = Checkpoint.save, iter(range(9))
+
+    def save_then_interrupt(self, *state):
+        save(self, *state)
+        if next(epochs) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_then_interrupt)
+        assert torchslice(*arguments, out).code == 130
+    torchslice("slice", out).refused("3 of 4 epochs", "torchslice train")
+    assert "3 epochs are done; going on" in torchslice(*arguments, out).err
+    data = TINY.load_data()
+    resumed, straight = (Run.open(folder).network(data, device="cpu").state_dict() for folder in (out, whole))
+    assert all(tensor.equal(straight[name]) for name, tensor in resumed.items())
+
+    slices = torchslice("slice", out, "--json").json
+    assert slices["by"] == "training" and slices["rule"]["slicer"] == "budget"
+    assert all(abs(share - 0.3) < 0.05 for share in slices["neuron_retention"]["classes"].values())
+    torchslice("slice", out, "--by", "gates").refused("no gates", "--by training")
+    small = torchslice("extract", out, "--classes", "3,8", "--out", tmp_path / "pair.safetensors", "--json").json
+    assert small["gates"] is None and small["neuron_retention"] < 0.7
+
+
+def test_neurons_of_no_class_are_zero_in_the_network_of_a_modular_run(tmp_path):
+    recipe = replace(TINY, method="modular", epochs=2, retention=0.05)
+    data = recipe.load_data()
+    run = Run.start(tmp_path / "run", recipe, data)
+    run.train(data, device="cpu", progress=False)
+    network = run.network(data, device="cpu")
+    used = union(run.slices().values())
+    assert used.neuron_retention < 1
+    expected = network(data.example)
+    with masked(network, used, data.example):
+        assert network(data.example).equal(expected)

@@ -63,7 +63,9 @@ def test_a_saved_network_with_all_classes_needs_no_class_names(torchslice, tmp_p
 
 
 def test_a_standard_run_has_no_gates(torchslice, standard, tmp_path):
-    torchslice("slice", standard).refused("--method standard", "no gates", "--by contribution", "--method modular")
+    torchslice("slice", standard, "--by", "gates").refused(
+        "--method standard", "no gates", "--by contribution", "--method mwt"
+    )
     path = tmp_path / "x.safetensors"
     torchslice("extract", standard, "--classes", "3,8", "--out", path).refused("no slices yet", "--by contribution")
 

@@ -7,13 +7,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.core.architectures import ARCHITECTURES, make
 from torch import nn
 
-from tests.core.architectures import ARCHITECTURES, make
 from torchslice.core.find import find_neurons
 from torchslice.core.hold import holding
 from torchslice.core.surgery import plan
-from torchslice.errors import TorchsliceError
 from torchslice.modular.subtasks import SubTasks
 from torchslice.slices import union
 
@@ -29,7 +28,7 @@ def subtasks(name):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     neurons = find_neurons(model, example)
-    slices = [neurons.random(0.3, seed=label) for label in range(neurons.classes)]
+    slices = {str(label): neurons.random(0.3, seed=label) for label in range(neurons.classes)}
     model.train()
     return model, SubTasks(model, slices, example), torch.cat([example] * 3)
 

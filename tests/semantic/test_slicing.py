@@ -49,11 +49,13 @@ def activations(model: Tiny, images: Tensor) -> dict[str, Tensor]:
         return {"conv1": one, "conv2": model.norm2(model.conv2(one)).relu()}
 
 
-def literal_slices(model, scores, metric, theta, positions):
+def literal_slices(model, scores, metric, mean_theta, slope, positions):
     """Steps 1 and 2 of the method, one class, layer and prefix at a time."""
     split = DATA.train.take(scores.samples)
     result: dict[str, list[list[int]]] = {}
     for layer, values in activations(model, DATA.normalise(split.images)).items():
+        place = 0.25 if layer == "conv1" else 0.75  # (l - 1/2) / L
+        theta = 1 - (1 - mean_theta) * (slope + 1) * place**slope
         x = values.mean((2, 3)) if positions == "mean" else values.permute(0, 2, 3, 1)
 
         def rows(x: Tensor) -> Tensor:
@@ -75,15 +77,19 @@ def literal_slices(model, scores, metric, theta, positions):
 
 @pytest.mark.parametrize("metric", ["taylor", "var"])
 @pytest.mark.parametrize(
-    ("positions", "theta"), [("mean", 0.7), ("mean", 0.9), ("mean", 0.99), ("mean", 1.0), ("all", 0.9), ("all", 0.99)]
+    ("positions", "theta", "slope"),
+    [
+        *[("mean", 0.7, 0.0), ("mean", 0.9, 0.0), ("mean", 0.9, 1.0), ("mean", 0.99, 2.0), ("mean", 1.0, 2.0)],
+        *[("all", 0.9, 0.0), ("all", 0.9, 2.0), ("all", 0.99, 1.0)],
+    ],
 )
-def test_slices_are_those_of_the_method_as_written(model, scores, metric, theta, positions):
+def test_slices_are_those_of_the_method_as_written(model, scores, metric, theta, slope, positions):
     few = torch.cat([scores.samples[DATA.train.labels[scores.samples] == label][:3] for label in range(3)])
     scores = scores if positions == "mean" else replace(scores, samples=few)
-    ours = slice_model(model, DATA, scores, metric=metric, theta=theta, positions=positions, **QUIET)
+    ours = slice_model(model, DATA, scores, metric=metric, theta=theta, slope=slope, positions=positions, **QUIET)
     parts = [*ours.by_class.values(), ours.critical]
     kept = {layer: [part[layer].nonzero().flatten().tolist() for part in parts] for layer in LAYERS}
-    assert kept == literal_slices(model, scores, metric, theta, positions)
+    assert kept == literal_slices(model, scores, metric, theta, slope, positions)
 
 
 def test_the_settings_make_a_difference(model, scores, found):
@@ -91,7 +97,8 @@ def test_the_settings_make_a_difference(model, scores, found):
         {"theta": 0.99},
         {"criterion": "mass"},
         {"metric": "var"},
-        {"positions": "all"},
+        {"positions": "mean"},
+        {"slope": 0.0},
         {"slicer": "category"},
         {"slicer": "global", "share": 0.25},
     ]
@@ -130,8 +137,8 @@ def test_one_run_gives_the_slices_of_every_theta_and_metric(model, scores, found
         for smaller, larger in pairwise(parts):
             assert all(smaller.by_class[name] <= larger.by_class[name] for name in DATA.classes)
         assert parts[0].critical != parts[-1].critical
-    with pytest.raises(TorchsliceError, match=r"CKA >= 0.95 \(whole maps\)\) needs prefix_similarity.*'all'"):
-        slices_from(scores, Rule("taylor", positions="all"), similarity)
+    with pytest.raises(TorchsliceError, match=r"CKA of position means >= 0.95.*\) needs prefix_similarity.*'mean'"):
+        slices_from(scores, Rule("taylor", positions="mean"), similarity)
 
 
 def test_nothing_shrinks_on_the_way(found, scores):
@@ -165,12 +172,13 @@ def test_shares_need_no_look_at_the_data(model, scores, share, monkeypatch):
 
 
 def test_mass_completes_by_mass(model, scores):
-    ours = slice_model(model, DATA, scores, metric="taylor", criterion="mass", theta=0.8, **QUIET)
+    ours = slice_model(model, DATA, scores, metric="taylor", criterion="mass", theta=0.8, slope=1.0, **QUIET)
+    asked = {"conv1": 0.9, "conv2": 0.7}
     for layer, values in scores["taylor"].items():
         for row, part in zip(values, ours.by_class.values(), strict=True):
-            assert row[part[layer]].sum() >= 0.8 * row.sum()
+            assert row[part[layer]].sum() >= asked[layer] * row.sum()
         together = values.mean(0)
-        assert together[ours.critical[layer]].sum() >= 0.8 * together.sum()
+        assert together[ours.critical[layer]].sum() >= asked[layer] * together.sum()
 
 
 def test_constant_layers_are_kept_whole_and_dead_neurons_are_not_needed(model):
@@ -276,10 +284,17 @@ def test_the_model_and_its_mode_are_left_alone():
 
 def test_it_prints_and_becomes_plain_data(found):
     text = str(found)
-    assert "semantic slicer, taylor contributions, CKA >= 0.9 (position means)" in text
+    assert "semantic slicer, taylor contributions, CKA of whole maps >= 0.9 on average, slope 2" in text
     assert all(layer in text for layer in LAYERS) and f"{found.critical.neuron_retention:.1%}" in text
     plain = json.loads(json.dumps(found.to_plain()))
-    rule = {"metric": "taylor", "slicer": "semantic", "criterion": "cka", "theta": 0.9, "positions": "mean"}
+    rule = {
+        "metric": "taylor",
+        "slicer": "semantic",
+        "criterion": "cka",
+        "theta": 0.9,
+        "slope": 2.0,
+        "positions": "all",
+    }
     assert plain["rule"] == rule
     again = SemanticSlices.from_plain(plain)
     assert again.by_class == found.by_class and again.critical == found.critical and again.groups == found.groups

@@ -27,6 +27,7 @@ from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, w
 from .slicing_page import draw, markdown, summarise
 
 POSITIONS = {"mean": "means", "all": "maps"}
+SLOPED = "taylor"  # with it a theta that falls with depth is tried
 SHARES = tuple(n / 10 for n in range(1, 11))
 THETAS = (0.6, 0.75, 0.85, *(n / 100 for n in range(90, 100)))  # the published ten, and three below
 
@@ -173,14 +174,17 @@ class _Run:
             for point in self.settings.shares:
                 for slicer in ("global", "category"):
                     yield slicer, metric, point, slices_from(scores, Rule(metric, slicer, share=point)).critical
-                rule = Rule(metric, "semantic", criterion="mass", theta=point)
+                rule = Rule(metric, "semantic", criterion="mass", theta=point, slope=0.0)
                 yield "semantic, mass", metric, point, slices_from(scores, rule).critical
             for point in self.settings.thetas:
                 for name, found in similarity.items():
-                    rule = Rule(metric, "semantic", theta=point, positions=name)
+                    rule = Rule(metric, "semantic", theta=point, slope=0.0, positions=name)
                     critical = slices_from(scores, rule, found).critical
                     yield f"semantic, CKA of {POSITIONS[name]}", metric, point, critical
                 yield "control: random, widths of the last", metric, point, random_like(critical, seed=self.seed)
+                if metric == SLOPED:
+                    sloped = slices_from(scores, Rule(metric, theta=point), similarity["all"]).critical
+                    yield "semantic, CKA of maps, sloped", metric, point, sloped
             note(f"{self.network.model} on {self.network.data}, seed {self.seed}: {metric} done", self.progress)
         for point in self.settings.shares:
             yield "control: random", "-", point, neurons.random(point, seed=self.seed)

@@ -35,6 +35,7 @@ class Method(StrEnum):
     """How to train, see `torchslice.runs.METHODS`."""
 
     modular = "modular"
+    mwt = "mwt"
     standard = "standard"
 
 

@@ -31,7 +31,7 @@ def extract(
     finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Epochs of fine-tuning; 0 is none.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Of fine-tuning, at its start.")] = 0.01,
     gates: Annotated[
-        Gates, typer.Option(help="Of a modular run: fold their mean into the weights, or drop them as published.")
+        Gates, typer.Option(help="Of an mwt run: fold their mean into the weights, or drop them as published.")
     ] = Gates.fold,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -80,7 +80,7 @@ def extract(
     }
     metrics = {"validation_accuracy": scores, "kept": made.kept, **kept}
     save(made.model, out, classes=names, preprocessing=data.preprocessing, slice=made.part, metrics=metrics)
-    used = gates.value if opened.recipe.method == "modular" else None
+    used = gates.value if opened.recipe.method == "mwt" else None
     result: dict[str, Any] = {"artefact": str(out), "classes": names, "gates": used, "epochs": finetune}
     result |= {"best_epoch": made.best_epoch, **metrics, "full": asdict(full), "sub_model": asdict(small)}
     text = "\n".join(

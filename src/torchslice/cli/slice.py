@@ -15,6 +15,7 @@ from .common import DataDir, Device, DeviceOption, Gates, Json, RunFolder, Seed,
 class By(StrEnum):
     """What tells which neurons a class needs."""
 
+    training = "training"
     gates = "gates"
     contribution = "contribution"
 
@@ -25,6 +26,7 @@ class Slicer(StrEnum):
     semantic = "semantic"
     category = "category"
     global_ = "global"
+    budget = "budget"
 
 
 class Criterion(StrEnum):
@@ -43,15 +45,16 @@ class Positions(StrEnum):
 
 #: What options are where they are not given. None is what they are for typer, so that it shows which ones were.
 DEFAULTS: dict[str, Any] = {
-    **{"threshold": 0.9, "metric": "taylor", "slicer": "semantic", "criterion": "cka", "theta": 0.95},
-    **{"positions": "mean", "share": 0.5, "samples": 256, "gates": "fold"},
+    **{"threshold": 0.9, "metric": "taylor", "slicer": "semantic", "criterion": "cka", "theta": 0.95, "slope": 2.0},
+    **{"positions": "all", "share": 0.5, "taper": 0.25, "samples": 256, "gates": "fold"},
 }
 #: What an option needs to play a part: another one, and its values.
 NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "threshold": ("by", ("gates",)),
     **dict.fromkeys(("metric", "slicer", "samples", "gates"), ("by", ("contribution",))),
-    **dict.fromkeys(("criterion", "theta"), ("slicer", ("semantic",))),
-    "share": ("slicer", ("category", "global")),
+    **dict.fromkeys(("criterion", "theta", "slope"), ("slicer", ("semantic",))),
+    "share": ("slicer", ("category", "global", "budget")),
+    "taper": ("slicer", ("budget",)),
     "positions": ("criterion", ("cka",)),
 }
 
@@ -63,8 +66,13 @@ def _option(name: str, help: str, **more: Any) -> Any:
 def slice(
     run: RunFolder,
     by: Annotated[
-        By, typer.Option(help="What tells which neurons a class needs: gates (modular runs) or contributions (any).")
-    ] = By.gates,
+        By | None,
+        typer.Option(
+            help="What tells which neurons a class needs: training (modular runs; they were given slices), gates (mwt "
+            "runs) or contribution (any).",
+            show_default="training, gates or contribution, by the method of the run",
+        ),
+    ] = None,
     threshold: Annotated[
         float | None, _option("threshold", "gates: keep what is on for this share of a class's training images.")
     ] = None,
@@ -73,7 +81,8 @@ def slice(
         _option("metric", "contribution: avg, var, ens, taylor, deeplift, or one of yours.", metavar="NAME"),
     ] = None,
     slicer: Annotated[
-        Slicer | None, _option("slicer", "contribution: keep what reaches theta, or a share per class, or per layer.")
+        Slicer | None,
+        _option("slicer", "contribution: keep what reaches theta, a share per class, per layer, or of all neurons."),
     ] = None,
     criterion: Annotated[
         Criterion | None,
@@ -82,15 +91,21 @@ def slice(
     theta: Annotated[
         float | None, _option("theta", "semantic: how much the kept neurons must reach, in (0, 1].")
     ] = None,
+    slope: Annotated[
+        float | None, _option("slope", "semantic: of theta over depth; early layers must reach more. 0 is one theta.")
+    ] = None,
     positions: Annotated[
         Positions | None, _option("positions", "cka: compare means over the positions of each image, or whole maps.")
     ] = None,
     share: Annotated[
-        float | None, _option("share", "category, global: share of the neurons to keep, in (0, 1].")
+        float | None, _option("share", "category, global, budget: share of the neurons to keep, in (0, 1].")
+    ] = None,
+    taper: Annotated[
+        float | None, _option("taper", "budget: share of the last layer over that of the first, in (0, 1].")
     ] = None,
     samples: Annotated[int | None, _option("samples", "contribution: training images per class.")] = None,
     gates: Annotated[
-        Gates | None, _option("gates", "contribution: fold the gates of a modular run into its weights, or drop them.")
+        Gates | None, _option("gates", "contribution: fold the gates of an mwt run into its weights, or drop them.")
     ] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -104,22 +119,33 @@ def slice(
     Example:  torchslice slice runs/r20 --by contribution --metric taylor --theta 0.95
     """
     given = {
-        **{"threshold": threshold, "metric": metric, "slicer": slicer, "criterion": criterion, "theta": theta},
-        **{"positions": positions, "share": share, "samples": samples, "gates": gates},
+        **{
+            "threshold": threshold,
+            "metric": metric,
+            "slicer": slicer,
+            "criterion": criterion,
+            "theta": theta,
+            "slope": slope,
+        },
+        **{"positions": positions, "share": share, "taper": taper, "samples": samples, "gates": gates},
     }
-    options = _chosen(by, {name: value for name, value in given.items() if value is not None})
     from ..runs import Run
 
     opened = Run.open(run)
+    by = by or By(opened.by)
+    options = _chosen(by, {name: value for name, value in given.items() if value is not None})
     check_writable(run / "slices.json")
     data = opened.load_data(data_dir)
-    what = "gates" if by is By.gates else f"{options['metric']} contributions"
+    what = {By.training: "slices", By.gates: "gates"}.get(by) or f"{options['metric']} contributions"
     say(f"{what} of {opened.recipe.model} on training images of {data.name}; result in {run}")
     result: dict[str, Any] = {"run": str(run), "by": by.value}
     found: object
     if by is By.gates:
         found = measured = opened.find_slices(data, **options, device=device.value)
         result |= {**options, "report": measured.to_plain()}
+    elif by is By.training:
+        found = slices = opened.find_trained_slices()
+        result |= slices.summary()
     else:
         count = options.pop("samples")
         found = slices = opened.find_semantic_slices(
@@ -142,4 +168,6 @@ def _chosen(by: By, given: Mapping[str, Any]) -> dict[str, Any]:
                     f"--{option} plays no part with --{needed} {values[needed]}; leave it out, "
                     f"or give --{needed} {' or '.join(allowed)}."
                 )
+    if by is By.training:
+        return {}
     return {name: values[name] for name in DEFAULTS if (name == "threshold") == (by is By.gates)}

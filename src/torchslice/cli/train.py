@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import TorchsliceError
 from .common import (
     DataDir,
     DataOptions,
@@ -25,17 +26,39 @@ from .common import (
     say,
 )
 
+#: The method that an option belongs to; None is what it is for typer where it is not given.
+BELONGS = {
+    **dict.fromkeys(("standard_epochs", "retention", "taper"), Method.modular),
+    **dict.fromkeys(("cohesion_weight", "coupling_weight"), Method.mwt),
+}
+
 
 def train(
     model: Model,
     data: DataSet,
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run: new, or one to go on with.")],
-    method: Annotated[Method, typer.Option(help="With gates that learn class slices, or without.")] = Method.modular,
+    method: Annotated[
+        Method, typer.Option(help="modular: sub-tasks on class slices; mwt: with gates, as published; or standard.")
+    ] = Method.modular,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
     learning_rate: Annotated[float, typer.Option(help="At the start; it falls to zero on half a cosine.")] = 0.05,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
-    cohesion_weight: Annotated[float, typer.Option(help="Of the cohesion loss (modular).")] = 0.5,
-    coupling_weight: Annotated[float, typer.Option(help="Of the coupling loss (modular).")] = 1.5,
+    retention: Annotated[
+        float | None, typer.Option(help="modular: share of all neurons that a class gets.", show_default="0.15")
+    ] = None,
+    taper: Annotated[
+        float | None,
+        typer.Option(help="modular: share of the last layer over that of the first.", show_default="0.25"),
+    ] = None,
+    standard_epochs: Annotated[
+        int | None, typer.Option(help="modular: epochs before slices are chosen.", show_default="a third")
+    ] = None,
+    cohesion_weight: Annotated[
+        float | None, typer.Option(help="mwt: weight of the cohesion loss.", show_default="0.5")
+    ] = None,
+    coupling_weight: Annotated[
+        float | None, typer.Option(help="mwt: weight of the coupling loss.", show_default="1.5")
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="auto takes bf16 where the hardware computes in it.")] = (
         Precision.auto
     ),
@@ -47,7 +70,7 @@ def train(
     device: DeviceOption = Device.auto,
     as_json: Json = False,
 ) -> None:
-    """Train a network, modular or not; the same command goes on after the last finished epoch.
+    """Train a network so that it can be cut, or the usual way; the same command goes on after the last finished epoch.
 
     Example:  torchslice train resnet20 cifar10 --data-dir data --epochs 60 --out runs/r20
     """
@@ -63,8 +86,14 @@ def train(
         model_arguments=pairs(model_argument),
         data_options=pairs(data_option),
         train_limit=train_limit,
-        cohesion_weight=cohesion_weight,
-        coupling_weight=coupling_weight,
+        **_chosen(
+            method,
+            standard_epochs=standard_epochs,
+            retention=retention,
+            taper=taper,
+            cohesion_weight=cohesion_weight,
+            coupling_weight=coupling_weight,
+        ),
         epochs=epochs,
         learning_rate=learning_rate,
         batch_size=batch_size,
@@ -84,5 +113,16 @@ def train(
     last = history[-1]
     result = {"run": str(out), "resumed_after": done, "history": history}
     text = f"{out}: validation accuracy {last['validation_accuracy']:.2%} after {last['epoch']} epochs\n"
-    by = "gates" if method is Method.modular else "contribution"
-    emit(result, f"{text}Next:  torchslice slice {out} --by {by}", as_json=as_json)
+    emit(result, f"{text}Next:  torchslice slice {out} --by {run.by}", as_json=as_json)
+
+
+def _chosen(method: Method, **options: float | None) -> dict[str, Any]:
+    """Return the options that were given; raise for one that would play no part."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if BELONGS[name] is not method:
+            raise TorchsliceError(
+                f"--{name.replace('_', '-')} plays no part with --method {method}; leave it out, "
+                f"or give --method {BELONGS[name]}."
+            )
+    return given

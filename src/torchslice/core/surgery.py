@@ -7,7 +7,7 @@ at zero.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +142,22 @@ def cut_tensors(model: nn.Module, what: Plan) -> dict[str, Tensor]:
     return found
 
 
+def silence(model: nn.Module, what: Plan) -> None:
+    """Set what the plan holds at zero to zero for good, in place, and leave every layer as wide as it is."""
+    with torch.no_grad():
+        for name, held in what.held.items():
+            module = model.get_submodule(name)
+            if what.layers[name].port.kind != "prelu":
+                _zero({**module._parameters, **module._buffers}, torch.from_numpy(held))
+
+
+def _zero(tensors: Mapping[str, Tensor | None], rows: Tensor) -> None:
+    """Set rows of a layer's tensors to zero, so that it computes zero from zeros."""
+    for key in ("weight", "bias", "running_mean"):  # the norm of a zero is zero once its mean is zero as well
+        if (tensor := tensors.get(key)) is not None:
+            tensor[rows.to(tensor.device)] = 0
+
+
 def _cut_layer(module: nn.Module, layer: LayerPlan) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Return the tensors and the shape attributes of a layer after the cut."""
     port = layer.port
@@ -169,9 +185,7 @@ def _cut_layer(module: nn.Module, layer: LayerPlan) -> tuple[dict[str, Tensor], 
         features = ("in_features", "out_features") if port.kind == "linear" else ("in_channels", "out_channels")
         attributes |= dict(zip(features, (len(ins), len(outs)), strict=True))
     if held.any() and port.kind != "prelu":
-        for key in ("weight", "bias", "running_mean"):  # the norm of a zero is zero once its mean is zero as well
-            if key in tensors:
-                tensors[key][held] = 0
+        _zero(tensors, held)
     return tensors, attributes
 
 

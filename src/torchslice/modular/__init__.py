@@ -6,13 +6,16 @@ from .health import Health, health_of
 from .losses import cohesion_loss, coupling_loss
 from .metrics import Report, cohesion, coupling, report
 from .objective import objective
+from .subtasks import SIZES, SubTasks
 
 __all__ = [
+    "SIZES",
     "Gate",
     "GateStatistics",
     "GatedModel",
     "Health",
     "Report",
+    "SubTasks",
     "attach_gates",
     "class_slices",
     "cohesion",

@@ -6,7 +6,7 @@ Shapes: B batch, C classes, k of them in the batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 import torch
@@ -40,26 +40,26 @@ class SubTasks:
 
     Args:
         model: the network that will be trained.
-        slices: one per class, in the order of the classes.
+        slices: one per class, in the order of the classes, as `slice_model(...).by_class`.
         example: [B, ...], on the model's device.
 
     Raises TorchsliceError for slices of another model or another number of classes.
 
     >>> slices = slices_from(scores, Rule("avg", "budget", share=0.15)).by_class
-    >>> objective = SubTasks(model, [*slices.values()], data.example)
+    >>> objective = SubTasks(model, slices, data.example)
     >>> fit(model, data, objective=objective, classes_per_batch=SIZES, epochs=12)
     """
 
-    def __init__(self, model: nn.Module, slices: Sequence[Slice], example: Tensor) -> None:
+    def __init__(self, model: nn.Module, slices: Mapping[str, Slice], example: Tensor) -> None:
         neurons = find_neurons(model, example)
         if len(slices) != neurons.classes:
             raise TorchsliceError(
                 f"sub-task training needs a slice for each of the {neurons.classes} classes of the model, "
                 f"got {len(slices)}."
             )
-        for part in slices:
+        for part in slices.values():
             neurons.check(part)
-        self.slices, self.neurons = tuple(slices), neurons
+        self.slices, self.neurons = tuple(slices.values()), neurons
         self._small = lru_cache(KEPT)(self._make)
 
     def __repr__(self) -> str:

@@ -79,7 +79,7 @@ def prefix_similarity(
     contributions: Contributions,
     *,
     layers: Sequence[str] | None = None,
-    positions: str = "mean",
+    positions: str = "all",
     batch_size: int = 128,
     device: str | torch.device = "auto",
     progress: bool = True,

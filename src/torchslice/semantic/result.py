@@ -5,6 +5,7 @@ Shapes: C classes.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .selection import check_share
 
 SLICERS = ("semantic", "category", "global", "budget")
 CRITERIA = ("cka", "mass")
+LEAST = 1e-3  # of theta in a layer
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Rule:
             class that they are `share` of all neurons, more in early layers than in late ones, and shared less.
         criterion: of the semantic slicer: "cka" is the similarity to the whole layer, "mass" the share of all
             contribution.
-        theta: of the semantic slicer, in (0, 1].
+        theta: of the semantic slicer, in (0, 1]; the mean over the layers of what they must reach.
+        slope: of theta over depth, at least 0: early layers, which all that follows rests on, must reach more than late
+            ones. Layer l = 1..L must reach 1 - (1 - theta) * (slope + 1) * ((l - 1/2) / L)^slope; 0 is theta for all.
         share: of the others, in (0, 1].
         taper: of the budget, in (0, 1]: share of the last layer over that of the first.
         positions: of the criterion "cka", see `prefix_similarity`.
@@ -49,9 +53,10 @@ class Rule:
     slicer: str = "semantic"
     criterion: str = "cka"
     theta: float = 0.95
+    slope: float = 2.0
     share: float = 0.5
     taper: float = 0.25
-    positions: str = "mean"
+    positions: str = "all"
 
     def __post_init__(self) -> None:
         for kind, known in (("slicer", SLICERS), ("criterion", CRITERIA), ("positions", POSITIONS)):
@@ -60,25 +65,37 @@ class Rule:
         check_share("theta", self.theta)
         check_share("share", self.share)
         check_share("taper", self.taper)
+        if not 0 <= self.slope < math.inf:
+            raise TorchsliceError(f"slope must be a number of at least 0, got {self.slope}.")
 
     @property
     def by_similarity(self) -> bool:
         """Whether the rule needs the activations of the model, not only the contributions."""
         return self.slicer == "semantic" and self.criterion == "cka"
 
+    def theta_of(self, layer: int, layers: int) -> float:
+        """Return what layer number `layer` = 0, 1, ... of so many must reach, in (0, 1].
+
+        >>> [round(Rule("taylor", theta=0.9, slope=1.0).theta_of(layer, 2), 3) for layer in range(2)]
+        [0.95, 0.85]
+        """
+        missing = (1 - self.theta) * (self.slope + 1) * ((layer + 0.5) / layers) ** self.slope
+        return max(1 - missing, LEAST)
+
     def to_plain(self) -> dict[str, Any]:
         """Return what plays a part in this rule as JSON-able data; `Rule(**plain)` rebuilds it."""
-        names = ["criterion", "theta"] if self.slicer == "semantic" else ["share"]
+        names = ["criterion", "theta", "slope"] if self.slicer == "semantic" else ["share"]
         names += ["positions"] if self.by_similarity else ["taper"] if self.slicer == "budget" else []
         return {name: getattr(self, name) for name in ("metric", "slicer", *names)}
 
     def __str__(self) -> str:
         what = f"{self.slicer} slicer, {self.metric} contributions, "
+        on_average = f"{self.theta:g}" + (f" on average, slope {self.slope:g}" if self.slope else "")
         if self.by_similarity:
-            return f"{what}CKA >= {self.theta:g} ({'position means' if self.positions == 'mean' else 'whole maps'})"
+            return f"{what}CKA of {'position means' if self.positions == 'mean' else 'whole maps'} >= {on_average}"
         if self.slicer == "budget":
             return what + f"{self.share:.1%} of all neurons per class, taper {self.taper:g}"
-        return what + (f"mass >= {self.theta:g}" if self.slicer == "semantic" else f"the first {self.share:.0%}")
+        return what + (f"mass >= {on_average}" if self.slicer == "semantic" else f"the first {self.share:.0%}")
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,10 @@ def slice_model(
     slicer: str = "semantic",
     criterion: str = "cka",
     theta: float = 0.95,
+    slope: float = 2.0,
     share: float = 0.5,
     taper: float = 0.25,
-    positions: str = "mean",
+    positions: str = "all",
     batch_size: int = 128,
     device: str | torch.device = "auto",
     memory_gb: float = 2.0,
@@ -55,7 +56,7 @@ def slice_model(
         data: what the contributions were measured on; only training images are looked at.
         contributions: from `contributions(model, data)`.
         metric: which of their metrics; needed when there are several.
-        slicer, criterion, theta, share, taper, positions: see `Rule`.
+        slicer, criterion, theta, slope, share, taper, positions: see `Rule`.
         batch_size: images per forward pass; the result does not depend on it.
         memory_gb: the layers whose matrices do not fit together in so many GiB are done in several runs over the
             samples; 16 N^2 bytes per layer. The widest layer alone has to fit.
@@ -66,7 +67,7 @@ def slice_model(
     place = choose_placement(device, "fp32").device
     neurons = find_neurons(model.to(place), data.example.to(place))
     widths = {name: layer.count for name, layer in neurons.layers.items()}
-    rule = Rule(_check(contributions, metric, data, widths), slicer, criterion, theta, share, taper, positions)
+    rule = Rule(_check(contributions, metric, data, widths), slicer, criterion, theta, slope, share, taper, positions)
     running: dict[str, Any] = {"positions": positions, "batch_size": batch_size, "device": place, "progress": progress}
     chosen: dict[str, Chosen] = {}
     for layers in _that_fit(widths, memory_gb) if rule.by_similarity else [[*widths]]:
@@ -105,15 +106,17 @@ def _choose(contributions: Contributions, layer: str, rule: Rule, similarity: Si
     if rule.slicer == "category":
         masks = top_share(scores, rule.share)
         return masks, masks.any(0)
+    layers = [*contributions[rule.metric]]
+    theta = rule.theta_of(layers.index(layer), len(layers))
     if rule.criterion == "mass":
-        masks = torch.stack([by_mass(row, rule.theta) for row in scores])
+        masks = torch.stack([by_mass(row, theta) for row in scores])
         curve = partial(prefix_mass, together)
     else:
         assert similarity is not None
         curves = similarity.curves[rule.metric][layer]  # [C, N]
-        masks = torch.stack([up_to(row, sims, rule.theta) for row, sims in zip(scores, curves, strict=True)])
+        masks = torch.stack([up_to(row, sims, theta) for row, sims in zip(scores, curves, strict=True)])
         curve = partial(prefix_cka, similarity.pooled[layer])
-    return masks, complete(masks.any(0), together, rule.theta, curve)
+    return masks, complete(masks.any(0), together, theta, curve)
 
 
 def _assemble(rule: Rule, classes: Sequence[str], chosen: Mapping[str, Chosen]) -> SemanticSlices:
