@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from .data import Data
-from .modular import GatedModel
 from .runs import Recipe, Run
 from .slices import Slice
 from .submodel import Reused, reuse
@@ -54,15 +53,16 @@ def run_demo(
     data = recipe.load_data()
     say(f"{data!r}\nEverything is kept in {folder}\n")
 
-    say(f"1. Train a {recipe.model} to be modular: {recipe.epochs} epochs with a gate on every neuron.")
+    say(f"1. Train a {recipe.model}: {recipe.first_epochs} epochs as usual, then choose the neurons of every class, and")
+    say(f"   train {recipe.epochs - recipe.first_epochs} epochs of sub-tasks, each on the neurons of its classes alone.")
     run = Run.start(folder / "run", recipe, data)
     run.train(data, device=device)
-    network = run.gated(data, device=device)
+    network = run.network(data, device=device)
     whole = accuracy(network, data)
     say(f"   Test accuracy on all {len(data.classes)} classes: {whole}\n")
 
-    say("2. Find the slice of every class: the neurons whose gates are on for 90% of its training images.")
-    found = run.find_slices(data, device=device, progress=False)
+    say("2. The slices of the classes:")
+    found = run.find_trained_slices()
     say(_indented(found))
 
     say(f"3. Cut {len(TASKS)} sub-models out. Test accuracy on their classes, after each step:")
@@ -79,7 +79,7 @@ def run_demo(
     say("   The control has as many random neurons in every layer and went the same way, fine-tuning included.\n")
 
     say("4. Compare their size and speed with the whole network.")
-    networks = {"whole": network.model, **{_digits(one.classes): one.model for one in made}}
+    networks = {"whole": network, **{_digits(one.classes): one.model for one in made}}
     costs = _costs(networks, data)
     say(
         _indented(
@@ -101,7 +101,7 @@ def run_demo(
         "folder": str(folder),
         "seconds": seconds,
         "accuracy": whole.overall,
-        "slices": found.to_plain(),
+        "slices": found.summary(),
         "sub_models": [
             {
                 "classes": one.classes,
@@ -116,7 +116,7 @@ def run_demo(
     }
 
 
-def _scores(network: GatedModel, data: Data, one: Reused) -> dict[str, float]:
+def _scores(network: nn.Module, data: Data, one: Reused) -> dict[str, float]:
     """Return the test accuracy on a sub-model's classes: of the whole network, and after each step of the making."""
     task = data.restrict(one.classes)
     whole = restrict_logits(predict_logits(network, task), data.class_indices(one.classes))

@@ -1,6 +1,7 @@
 """The demo at a tiny size: the same story, files and figures."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from .conftest import TINY
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(demo, "RECIPE", TINY)
+    monkeypatch.setattr(demo, "RECIPE", replace(TINY, method="modular"))
     monkeypatch.setattr(demo, "TUNING_EPOCHS", 1)
 
 
@@ -22,8 +23,8 @@ def test_the_demo_tells_the_story_and_keeps_its_files(torchslice, tiny, tmp_path
     assert result.code == 0, result.err
     for part in (
         "1. Train",
-        "2. Find",
-        "coupling",
+        "2. The slices",
+        "class slices keep",
         "3. Cut",
         "control: random slice",
         "4. Compare",
