@@ -284,7 +284,7 @@ def test_the_model_and_its_mode_are_left_alone():
 
 def test_it_prints_and_becomes_plain_data(found):
     text = str(found)
-    assert "semantic slicer, taylor contributions, CKA of whole maps >= 0.9 on average, slope 2" in text
+    assert "semantic slicer, taylor contributions, CKA of whole maps >= 0.9 on average, slope 1" in text
     assert all(layer in text for layer in LAYERS) and f"{found.critical.neuron_retention:.1%}" in text
     plain = json.loads(json.dumps(found.to_plain()))
     rule = {

@@ -20,7 +20,7 @@ from .experiment import note, spread, table
 
 COMPRESSIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 RANDOM, RANDOM_WIDTHS = "control: random", "control: random, widths of the last"
-COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73")  # told apart by colour-blind readers too
+COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7")  # told apart by colour-blind readers too
 NO_PICTURE = (
     "No curves are drawn: matplotlib is not installed. After `pip install 'torchslice[dev]'` the same command draws "
     "them, and measures nothing again."

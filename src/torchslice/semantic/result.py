@@ -53,7 +53,7 @@ class Rule:
     slicer: str = "semantic"
     criterion: str = "cka"
     theta: float = 0.95
-    slope: float = 2.0
+    slope: float = 1.0
     share: float = 0.5
     taper: float = 0.25
     positions: str = "all"
