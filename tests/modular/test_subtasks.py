@@ -12,9 +12,13 @@ from torch import nn
 
 from torchslice.core.find import find_neurons
 from torchslice.core.hold import holding
-from torchslice.core.surgery import plan
-from torchslice.modular.subtasks import SubTasks
+from torchslice.core.surgery import plan, silence
+from torchslice.data import load
+from torchslice.errors import TorchsliceError
+from torchslice.models import create
+from torchslice.modular.subtasks import SIZES, SubTasks
 from torchslice.slices import union
+from torchslice.training import fit
 
 CLASSES = (1, 4, 7)
 RANDOM = ("efficientnet_b0", "convnext_tiny")  # they leave out whole blocks at random while training
@@ -51,3 +55,72 @@ def test_scores_and_gradients_are_those_of_the_network_held_to_the_slices(name):
         assert (mine - theirs).abs().max() <= 1e-9 * largest, where
     for where, buffer in model.named_buffers():
         assert torch.equal(buffer, before[where]), where
+
+
+def small_subtasks():
+    model, example = make("convnet")
+    neurons = find_neurons(model, example)
+    slices = {str(label): neurons.random(0.3, seed=label) for label in range(neurons.classes)}
+    return model.train(), SubTasks(model, slices, example), torch.cat([example] * 10), neurons
+
+
+def test_the_classes_of_the_batch_are_the_sub_task():
+    model, objective, images, _ = small_subtasks()
+    labels = torch.tensor([7, 1, 4, 4] * 5)
+    loss, right, parts = objective(model, images, labels)
+    logits = objective.logits(model, images, (1, 4, 7)).float()
+    own = torch.tensor([2, 0, 1, 1] * 5)
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, own).item())
+    assert torch.equal(right, logits.argmax(1) == own) and parts == {}
+
+
+def test_running_statistics_are_those_of_batches_with_all_classes():
+    model, objective, images, neurons = small_subtasks()
+    statistics = [buffer.clone() for buffer in model.buffers()]
+    objective(model, images, torch.arange(20) % 3)
+    assert all(a.equal(b) for a, b in zip(statistics, model.buffers(), strict=True))
+    objective(model, images, torch.arange(20) % neurons.classes)
+    assert not any(a.equal(b) for a, b in zip(statistics, model.buffers(), strict=True))
+
+
+def test_it_trains_with_batches_of_few_classes_and_leaves_what_no_class_has():
+    torch.manual_seed(0)
+    data = load("digits").limit(train=200)
+    model = create("convnet", channels=1, width=0.25)
+    neurons = find_neurons(model, data.example)
+    half = neurons.random(0.5)
+    slices = dict.fromkeys(data.classes, half)
+    before = copy.deepcopy(model.state_dict())
+    settings = {"classes_per_batch": SIZES, "batch_size": 50, "device": "cpu", "progress": False}
+    rows = fit(model, data, objective=SubTasks(model, slices, data.example), epochs=16, **settings)
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    outside = ~half["features.0.0"]
+    after = model.state_dict()["features.0.0.weight"]
+    assert after[outside].equal(before["features.0.0.weight"][outside])
+    assert not after[~outside].equal(before["features.0.0.weight"][~outside])
+
+
+@pytest.mark.parametrize("name", ["reused", "gated", "convnet", "mobilenet", "resnet18", "resnext50", "vit"])
+def test_silenced_neurons_are_held_at_zero_for_good(name):
+    model, example = make(name)
+    neurons = find_neurons(model, example)
+    what = plan(neurons, neurons.random(0.4, seed=3))
+    with torch.no_grad():
+        with holding(model, what.held):
+            expected = model(example)
+        whole = model(example)
+        silence(model, what)
+        assert (model(example) - expected).abs().max() <= 1e-5 < (whole - expected).abs().max()
+
+
+def test_slices_that_do_not_fit_are_refused():
+    model, objective, images, neurons = small_subtasks()
+    some = dict(zip("abc", objective.slices, strict=False))
+    with pytest.raises(TorchsliceError, match="a slice for each of the 10 classes of the model, got 3"):
+        SubTasks(model, some, images[:2])
+    other, _ = make("simcnn")
+    wrong = find_neurons(other, images[:2]).full()
+    with pytest.raises(TorchsliceError, match="slice of another model"):
+        SubTasks(model, {str(label): wrong for label in range(10)}, images[:2])
+    with pytest.raises(TorchsliceError, match="keeps no neuron|is empty"):
+        SubTasks(model, {str(label): neurons.none() for label in range(10)}, images[:2])
