@@ -8,12 +8,13 @@ import pytest
 import torchslice
 
 NAMES = [
-    *("Slice", "TorchsliceError", "accuracy", "cost", "data", "evaluate_stages", "extract", "find_neurons", "finetune"),
-    *("fit", "latency_ms", "load", "masked", "models", "modular", "recalibrate", "retention", "reuse", "save"),
-    "semantic",
+    *("Slice", "TorchsliceError", "accuracy", "cost", "data", "evaluate_stages", "extend", "extract", "find_neurons"),
+    *("finetune", "fit", "latency_ms", "load", "masked", "models", "modular", "readapt", "recalibrate", "restructure"),
+    *("retention", "reuse", "save", "semantic", "settle", "widen"),
 ]
 MODULAR = [
     *("attach_gates", "class_slices", "cohesion_loss", "coupling_loss", "mean_gate_values", "objective", "report"),
+    *("SIZES", "SubTasks"),
 ]
 SEMANTIC = [
     *("METRICS", "Contributions", "Metric", "Rule", "SemanticSlices", "contributions", "prefix_similarity"),

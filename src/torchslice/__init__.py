@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from .use.artefacts import load, save
     from .use.costs import cost, latency_ms
     from .use.evaluate import accuracy
+    from .use.extend import extend
     from .use.extract import extract, retention
     from .use.finetune import finetune
+    from .use.readapt import readapt
     from .use.recalibrate import recalibrate
+    from .use.restructure import restructure
+    from .use.settle import settle
     from .use.stages import evaluate_stages
+    from .use.widen import widen
 
 _HOMES = {
     "": ("data", "models", "modular", "semantic"),
@@ -33,7 +38,7 @@ _HOMES = {
     ".training": ("fit",),
     ".use": (
         *("extract", "retention", "recalibrate", "finetune", "accuracy", "evaluate_stages", "cost", "latency_ms"),
-        *("save", "load"),
+        *("restructure", "readapt", "extend", "settle", "widen", "save", "load"),
     ),
     ".submodel": ("reuse",),
 }
@@ -46,6 +51,7 @@ __all__ = [
     "cost",
     "data",
     "evaluate_stages",
+    "extend",
     "extract",
     "find_neurons",
     "finetune",
@@ -55,11 +61,15 @@ __all__ = [
     "masked",
     "models",
     "modular",
+    "readapt",
     "recalibrate",
+    "restructure",
     "retention",
     "reuse",
     "save",
     "semantic",
+    "settle",
+    "widen",
 ]
 
 

@@ -53,8 +53,9 @@ def run_demo(
     data = recipe.load_data()
     say(f"{data!r}\nEverything is kept in {folder}\n")
 
-    say(f"1. Train a {recipe.model}: {recipe.first_epochs} epochs as usual, then choose the neurons of every class, and")
-    say(f"   train {recipe.epochs - recipe.first_epochs} epochs of sub-tasks, each on the neurons of its classes alone.")
+    first, rest = recipe.first_epochs, recipe.epochs - recipe.first_epochs
+    say(f"1. Train a {recipe.model}: {first} epochs as usual, then choose the neurons of every class, and")
+    say(f"   train {rest} epochs of sub-tasks, each on the neurons of its classes alone.")
     run = Run.start(folder / "run", recipe, data)
     run.train(data, device=device)
     network = run.network(data, device=device)

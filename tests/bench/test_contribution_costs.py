@@ -27,6 +27,6 @@ def test_what_cannot_be_compared_is_a_row_that_says_so(monkeypatch: pytest.Monke
 def test_memory_is_that_of_this_process() -> None:
     place = torch.device("cpu")
     before, _ = contribution_costs.memory_mib(place)
-    ballast = torch.ones(64 * 2**18)  # 64 MiB
+    ballast = torch.ones(512 * 2**18)  # 512 MiB
     now, peak = contribution_costs.memory_mib(place)
-    assert 60 < now - before < 80 and peak >= now and len(ballast)
+    assert 400 < now - before < 600 and peak >= now and len(ballast)

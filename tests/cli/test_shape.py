@@ -27,6 +27,19 @@ COMMANDS = {
         *("RUN", "--classes", "--out", "--finetune", "--learning-rate", "--gates", "--data-dir"),
         *COMMON,
     ],
+    "restructure": [
+        *("RUN", "--out", "--method", "--param-retention", "--mac-retention", "--latency-ms", "--no-slice", "--share"),
+        *("--metric", "--rate", "--epochs", "--max-accuracy-loss", "--patience", "--learning-rate", "--data-dir"),
+        *COMMON,
+    ],
+    "readapt": [
+        *("RUN", "DATA", "--out", "--share", "--metric", "--classifier", "--replay", "--epochs", "--learning-rate"),
+        *("--data-option", "--data-dir", *COMMON),
+    ],
+    "extend": [
+        *("SOURCE", "DATA", "--classes", "--out", "--share", "--metric", "--settle", "--widen", "--replay", "--epochs"),
+        *("--learning-rate", "--allow-import", "--data-option", "--data-dir", *COMMON),
+    ],
     "evaluate": ["ARTEFACT", "DATA", "--allow-import", "--data-option", "--data-dir", *COMMON],
     "bench": ["NAME", "--scale", "--out", "--data-dir", *COMMON],
 }

@@ -292,7 +292,7 @@ def test_it_prints_and_becomes_plain_data(found):
         "slicer": "semantic",
         "criterion": "cka",
         "theta": 0.9,
-        "slope": 2.0,
+        "slope": 1.0,
         "positions": "all",
     }
     assert plain["rule"] == rule

@@ -1,5 +1,7 @@
 """Small networks and data with which the numbers are easy to follow."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -73,3 +75,17 @@ def stripes(per_class: int = 40, seed: int = 0) -> Data:
         return Split((noise + patterns[labels])[:, None], labels)
 
     return Data.build("stripes", split(per_class), split(20), classes=["red", "green", "blue"], validation=split(10))
+
+
+def five_stripes() -> Data:
+    """The three classes of stripes, and two with stripes twice as wide."""
+    data, wide = stripes(), stripes(seed=1)
+
+    def split(part: str) -> Split:
+        one, other = getattr(data, part), getattr(wide, part)
+        broad = other.images.repeat_interleave(2, -1)[..., 4:12].repeat_interleave(2, -2)[..., 4:12, :]
+        chosen = other.labels > 0
+        return Split(torch.cat([one.images, broad[chosen]]), torch.cat([one.labels, other.labels[chosen] + 2]))
+
+    splits = {part: split(part) for part in ("train", "validation", "test")}
+    return replace(data, classes=("red", "green", "blue", "broad green", "broad blue"), **splits)

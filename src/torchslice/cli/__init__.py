@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import TorchsliceError
-from . import bench, demo, evaluate, extract, neurons, slice, train
+from . import bench, demo, evaluate, extend, extract, neurons, readapt, restructure, slice, train
 from .common import say
 
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy that typer carries
@@ -43,6 +43,9 @@ app.command("neurons")(neurons.neurons)
 app.command("train")(train.train)
 app.command("slice")(slice.slice)
 app.command("extract")(extract.extract)
+app.command("restructure")(restructure.restructure)
+app.command("readapt")(readapt.readapt)
+app.command("extend")(extend.extend)
 app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 

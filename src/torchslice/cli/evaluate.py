@@ -43,16 +43,24 @@ def evaluate(
 ) -> None:
     """Say what a saved network is worth on the test images of its classes: accuracy, size, latency.
 
+    A network that was extended answers with all its classes here, and with those of each task where that is given.
+
     Example:  torchslice evaluate pets.safetensors cifar10 --data-dir data
     """
     from .. import data as data_sets
     from ..training import choose_placement
-    from ..use import accuracy, cost, latency, load, read_record
+    from ..use import Extended, accuracy, cost, latency, load, read_record
 
-    model = load(artefact, allow_import=allow_import).to(choose_placement(device.value).device)
-    task = _task(artefact, model, data_sets.load(data, data_dir, seed=seed, **pairs(data_option)))
+    place = choose_placement(device.value).device
+    model = load(artefact, allow_import=allow_import).to(place)
+    task = task_of(artefact, model, data_sets.load(data, data_dir, seed=seed, **pairs(data_option)))
     say(f"{artefact} on the {len(task.test):,} test images of its {len(task.classes)} classes")
-    score = accuracy(model, task)
+    extended = None if model.extension is None else Extended.of(model, task.example.to(place))
+    score = accuracy(model if extended is None else extended.joined(), task)
+    given = {}
+    for number, known in enumerate(extended.tasks if extended else ()):
+        only = task.restrict(known.classes)
+        given[", ".join(known.classes)] = accuracy(extended.network(number), only).overall
     size = cost(model, task.example)
     times = latency(model, task.example)
     metrics = read_record(artefact).get("metrics") or {}
@@ -63,12 +71,14 @@ def evaluate(
         "data": data,
         "accuracy": score.overall,
         "class_accuracy": per_class,
+        **({"task_accuracy": given} if given else {}),
         **asdict(size),
         **kept,
         "latency": {str(batch): asdict(time) for batch, time in times.items()},
     }
     lines = [
         table(("class", "accuracy"), [*((name, percent(s)) for name, s in per_class.items()), ("all", score)]),
+        *(f"{percent(right)} of {names} where it is known to be one of them" for names, right in given.items()),
         str(size),
         *([", ".join(f"{percent(share)} {key.replace('_', ' ')}" for key, share in kept.items())] if kept else []),
         *map(str, times.values()),
@@ -76,7 +86,7 @@ def evaluate(
     emit(result, "\n".join(lines), as_json=as_json)
 
 
-def _task(artefact: Path, model: nn.Module, data: Data) -> Data:
+def task_of(artefact: Path, model: nn.Module, data: Data) -> Data:
     """Return the data of a saved network's classes, in its order, normalised as it was trained."""
     classes: tuple[str, ...] | None = model.classes  # type: ignore[assignment]
     task = data if classes is None else data.restrict(classes)

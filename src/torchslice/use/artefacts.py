@@ -3,6 +3,7 @@
 The metadata key "torchslice" holds, beside the blueprint of the network (origin, layers, tensors, shared):
     format_version                              1
     classes, preprocessing, slice, metrics      plain data or null
+    extension                                   likewise; absent from older files
     versions                                    of torchslice, torch and python
     sha256                                      over all of this and the bytes of every tensor
 """
@@ -40,6 +41,7 @@ def save(
     preprocessing: Mapping[str, Any] | None = None,
     slice: Slice | Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    extension: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network, cut or not, to one safetensors file from which `load` rebuilds it bit for bit.
 
@@ -54,6 +56,8 @@ def save(
         preprocessing: how images become inputs, such as `data.preprocessing`; a loaded model's own by default.
         slice: the neurons that were kept, for the record.
         metrics: figures to keep beside the weights.
+        extension: tasks and slices of a network that learned classes later (`Extended.to_plain`); a loaded model's own
+            by default.
 
     >>> save(small, "pets.safetensors", classes=["cat", "dog"], preprocessing=data.preprocessing)
     """
@@ -66,6 +70,7 @@ def save(
         "preprocessing": getattr(model, "preprocessing", None) if preprocessing is None else preprocessing,
         "slice": slice.to_plain() if isinstance(slice, Slice) else slice,
         "metrics": metrics,
+        "extension": getattr(model, "extension", None) if extension is None else extension,
         "versions": {"torchslice": _version(), "torch": torch.__version__, "python": platform.python_version()},
     }
     try:
@@ -87,8 +92,9 @@ def save(
 def load(path: str | Path, *, allow_import: bool = False) -> nn.Module:
     """Rebuild a saved network on the CPU, in eval mode, with the outputs it had when it was saved.
 
-    Path, shape and dtype of every tensor and the hash over everything are checked. The network carries three plain
-    attributes: `.classes` (tuple of names, or None), `.preprocessing` (dict, or None) and `.origin` (dict).
+    Path, shape and dtype of every tensor and the hash over everything are checked. The network carries four plain
+    attributes: `.classes` (tuple of names, or None), `.preprocessing` and `.extension` (dict, or None) and `.origin`
+    (dict).
 
     Args:
         path: file written by `save`.
@@ -113,8 +119,8 @@ def load(path: str | Path, *, allow_import: bool = False) -> nn.Module:
         state[name] = nn.Parameter(tensor, tensor.is_floating_point()) if name in parameters else tensor
     state.update({name: state[source] for name, source in record["shared"].items()})
     model.load_state_dict(state, assign=True)
-    for name in ("origin", "classes", "preprocessing"):
-        value = record[name]
+    for name in ("origin", "classes", "preprocessing", "extension"):
+        value = record.get(name)
         setattr(model, name, tuple(value) if isinstance(value, list) else value)
     return model.eval()
 

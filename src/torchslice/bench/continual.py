@@ -1,0 +1,216 @@
+"""Rivals of `extend`: other ways to teach a network new classes.
+
+Shapes: n samples, C classes known before, k new ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.find import find_neurons
+from ..core.record import evaluating
+from ..core.taps import find_taps, tapping
+from ..core.widen import grow, last_wire
+from ..data import Data, Split
+from ..slices import Slice
+from ..training import cross_entropy, fit
+from ..training.objectives import Objective
+from ..use.evaluate import accuracy_of, device_of, predict_logits
+from ..use.extended import joint_data
+from ..use.partial import Partial
+from .rivals import BATCH, unbiased_hsic
+
+Loss = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """An objective: cross entropy among the new classes only, whose labels begin with C = `first`."""
+
+    first: int
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
+        logits = model(images)
+        return F.cross_entropy(logits[:, self.first :].float(), labels - self.first), logits, {}
+
+
+@dataclass(frozen=True, eq=False)
+class Elastic:
+    """EWC (arXiv 1612.00796, equation 3): weights that mattered before are drawn back to where they were.
+
+    The pull on a weight is at most 0.1 / learning_rate, so that a step goes a tenth of the way: more would diverge.
+    """
+
+    first: int
+    anchors: Mapping[str, Tensor]
+    fisher: Mapping[str, Tensor]
+    weight: float
+    learning_rate: float
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
+        loss, logits, parts = NewRows(self.first)(model, images, labels)
+        pull = torch.zeros((), device=loss.device)
+        for name, parameter in model.named_parameters():
+            if name in self.anchors:
+                known = parameter[: len(self.anchors[name])]  # the classifier has got more rows
+                strength = (self.weight * self.fisher[name]).clamp(max=0.1 / self.learning_rate).to(loss.device)
+                pull = pull + (strength * (known - self.anchors[name].to(loss.device)).square()).sum() / 2
+        return loss + pull, logits, {**parts, "pull": pull}
+
+
+@dataclass(frozen=True, eq=False)
+class Distilling:
+    """LwF (arXiv 1606.09282, section 3): on new images, the known classes' scores stay what they were."""
+
+    first: int
+    teacher: nn.Module
+    weight: float
+    temperature: float = 2.0
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
+        loss, logits, parts = NewRows(self.first)(model, images, labels)
+        with evaluating(self.teacher):
+            before = self.teacher(images).float()
+        known, heat = logits[:, : self.first].float(), self.temperature
+        change = F.kl_div((known / heat).log_softmax(1), (before / heat).softmax(1), reduction="batchmean") * heat**2
+        return loss + self.weight * change, logits, {**parts, "change": change}
+
+
+def fisher_information(model: nn.Module, data: Data, *, images: int, seed: int = 0) -> dict[str, Tensor]:
+    """Return the diagonal of a model's Fisher information, for labels drawn from its own predictions.
+
+    The mean, over `images` training images, of squared gradients of the log probability.
+    """
+    model = copy.deepcopy(model).eval()
+    device, generator = device_of(model), torch.Generator().manual_seed(seed)
+    parameters = dict(model.named_parameters())
+    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    sample = data.normalise(data.train.limit(images, seed=seed).images).to(device)
+    for image in sample.split(1):
+        scores = model(image).log_softmax(1)[0]
+        label = torch.multinomial(scores.exp().detach().cpu(), 1, generator=generator).item()
+        for total, gradient in zip(
+            sums.values(), torch.autograd.grad(scores[label], list(parameters.values())), strict=True
+        ):
+            total += gradient.square()
+    return {name: total / len(sample) for name, total in sums.items()}
+
+
+def similarity_to_previous(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Return the CKA of every layer's activations with those of the layer before it, in forward order.
+
+    Linear CKA from unbiased estimates over batches (arXiv 2010.15327, section 3), as DeepArc compares blocks.
+
+    Args:
+        images: normalised, [n, ch, H, W] on the model's device.
+    """
+    taps = find_taps(model, images[:2])
+    layers = list(taps.chains)
+    sums = {pair: torch.zeros(3, dtype=torch.float64) for pair in pairwise(layers)}
+    for batch in images.split(BATCH):
+        with evaluating(model), tapping(model, taps) as seen:
+            model(batch)
+        flat = {layer: values[-1].flatten(1).double() for layer, values in seen.values.items()}
+        kernels = {layer: values @ values.T for layer, values in flat.items()}
+        for (before, layer), total in sums.items():
+            a, b = kernels[before], kernels[layer]
+            total += torch.stack([unbiased_hsic(*pair).cpu() for pair in ((a, b), (a, a), (b, b))])
+    return {layer: float(t[0] / (t[1] * t[2]).clamp(min=1e-300).sqrt()) for (_, layer), t in sums.items()}
+
+
+def redundant_layers(similarity: Mapping[str, float], full: Slice, *, threshold: float = 0.99) -> Slice:
+    """Return the neurons of DeepArc's redundant layers: those more similar to the layer before than the threshold.
+
+    That are all but the first of each run of joined blocks; layers stand for its blocks. If there are fewer, the third
+    of all layers that are most similar is taken, so that small networks have something to train.
+    """
+    ranked = sorted(similarity, key=lambda layer: -similarity[layer])
+    alike = [layer for layer in ranked if similarity[layer] > threshold]
+    chosen = max(alike, ranked[: max(1, len(full.layers) // 3)], key=len)
+    return Slice({layer: mask & (layer in chosen) for layer, mask in full.masks.items()})
+
+
+# -- all of them ------------------------------------------------------------------------------------------------
+def learned(
+    base: nn.Module,
+    known: Data,
+    new: Data,
+    *,
+    ewc_weights: Sequence[float],
+    lwf_weights: Sequence[float],
+    fisher_images: int,
+    similarity_images: int,
+    say: Callable[[str], None],
+    seed: int,
+    learning_rate: float,
+    **training: Any,
+) -> dict[str, nn.Module]:
+    """Teach a network of the known classes the new ones in every way; each gives a network with all rows.
+
+    Of several weights of EWC and LwF, that with the best accuracy on validation images is taken, the mean over known
+    and new classes, task given. Without replay only the new rows compete, which forgets less.
+    """
+    first, example = len(known.classes), new.example.to(device_of(base))
+    neurons = find_neurons(base, example)
+    joint, only = joint_data(known, new), mixed(known, new, 0.0, seed)
+    training |= {"seed": seed, "learning_rate": learning_rate}
+
+    def grown() -> nn.Module:
+        return grow(base, neurons, {last_wire(neurons, neurons.head[0]): len(new.classes)}, seed=seed)
+
+    def learn(name: str, objective: Objective, data: Data = only) -> nn.Module:
+        say(name)
+        model = grown()
+        fit(model, data, objective=objective, **training)
+        return model
+
+    def best(name: str, objectives: Mapping[float, Objective]) -> nn.Module:
+        models = [learn(f"{name}, weight {weight:g}", objective) for weight, objective in objectives.items()]
+        return max(models, key=lambda m: sum(by_task(predict_logits(m, joint, split="validation"), held, first)))
+
+    held = joint.validation.labels
+    made = {"naive": learn("naive", NewRows(first))}
+    for share in (0.05, 0.1, 1.0):
+        made[f"replay {share:.0%}"] = learn(f"replay {share:.0%}", cross_entropy, mixed(known, new, share, seed))
+    anchors = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+    fisher = fisher_information(base, known, images=fisher_images, seed=seed)
+    made["EWC"] = best("EWC", {w: Elastic(first, anchors, fisher, w, learning_rate) for w in ewc_weights})
+    made["LwF"] = best("LwF", {w: Distilling(first, base, w) for w in lwf_weights})
+    say("DeepArc")
+    sample = known.normalise(known.train.limit(similarity_images, seed=seed).images).to(example.device)
+    part = redundant_layers(similarity_to_previous(base, sample), neurons.full())
+    rows = range(first, first + len(new.classes))
+    partial = Partial(grown(), part, example, classes=rows, batch_statistics=True)
+    fit(partial, only, objective=NewRows(first), **training)
+    made["DeepArc"] = partial.merged()
+    return made
+
+
+def mixed(known: Data, new: Data, share: float, seed: int) -> Data:
+    """Return the new images and a share of the known ones, of each split but the test split, with all classes."""
+    joint = joint_data(known, new)
+
+    def part(name: str) -> Split:
+        split: Split = getattr(joint, name)
+        is_new = split.labels >= len(known.classes)
+        old, count = split.take(~is_new), round(share * int((~is_new).sum()))
+        fresh = split.take(is_new)
+        drawn = old.limit(count, seed=seed) if count else old.take(torch.arange(0))
+        return Split(torch.cat([drawn.images, fresh.images]), torch.cat([drawn.labels, fresh.labels]))
+
+    return replace(joint, train=part("train"), validation=part("validation"))
+
+
+def by_task(logits: Tensor, labels: Tensor, first: int) -> tuple[float, float]:
+    """Score logits [n, C + k] on the known and on the new classes, each among themselves."""
+    is_new = labels >= first
+    known = accuracy_of(logits[~is_new, :first], labels[~is_new])
+    return known.overall, accuracy_of(logits[is_new, first:], labels[is_new] - first).overall

@@ -1,0 +1,351 @@
+"""Incremental development (NeuSemSlice, arXiv 2407.20281, fourth question): a network learns more classes.
+
+Ours stands beside naive retraining, replay, EWC, LwF, DeepArc, a random slice, a network of its own for the new
+classes, and training on everything at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..data import Data, load
+from ..semantic import Rule, contributions, slices_from
+from ..slices import Slice
+from ..training import fit
+from ..use.controls import random_like
+from ..use.evaluate import accuracy, accuracy_of, device_of, predict_logits
+from ..use.extend import extend
+from ..use.extended import Extended, joint_data
+from ..use.extract import extract
+from ..use.settle import settle
+from .continual import by_task, learned
+from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, write_result
+from .extend_page import ARMS, FIGURES, markdown
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained on the known classes, and how long each training takes."""
+
+    data: str
+    model: str
+    width: float
+    epochs: int
+    train_images: int | None = None  # None is all
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One scale of the bench."""
+
+    networks: tuple[Network, ...]
+    seeds: int
+    settle_epochs: int
+    samples_per_class: int  # for the contributions
+    metrics: tuple[str, ...] = ("taylor",)
+    shares: tuple[float, ...] = (0.3, 0.5, 0.7)  # critical neurons of every layer; the best on validation is used
+    replay: float = 0.1
+    known: int = 5  # classes
+    per_task: int = 2  # classes of each step of the chain
+    chain_share: float = 0.3
+    learning_rate: float = 0.05
+    settle_learning_rate: float = 0.02
+    ewc_weights: tuple[float, ...] = (10.0, 100.0, 1000.0)  # the best on validation is used
+    lwf_weights: tuple[float, ...] = (0.25, 1.0, 4.0)
+    fisher_images: int = 500
+    similarity_images: int = 512
+    seed: int = 0
+
+
+SETTINGS = {
+    "smoke": Settings(
+        (Network("digits", "convnet", 0.25, epochs=2),),
+        seeds=1,
+        settle_epochs=1,
+        samples_per_class=16,
+        shares=(0.5,),
+        ewc_weights=(100.0,),
+        lwf_weights=(1.0,),
+        fisher_images=20,
+        similarity_images=64,
+        per_task=5,
+    ),
+    "cpu": Settings(
+        (
+            Network("mnist", "lenet", 1.0, epochs=5, train_images=10_000),
+            Network("fashion-mnist", "convnet", 0.5, epochs=5, train_images=10_000),
+            Network("cifar10", "convnet", 0.5, epochs=6, train_images=20_000),
+        ),
+        seeds=3,
+        settle_epochs=3,
+        samples_per_class=128,
+    ),
+    "paper": Settings(
+        (
+            Network("mnist", "lenet", 1.0, epochs=20),
+            Network("fashion-mnist", "convnet", 1.0, epochs=40),
+            Network("cifar10", "resnet20", 1.0, epochs=100),
+            Network("cifar10", "resnet18", 1.0, epochs=100),
+            Network("cifar10", "vgg16", 1.0, epochs=100),
+        ),
+        seeds=3,
+        settle_epochs=20,
+        samples_per_class=256,
+        metrics=("avg", "var", "ens", "taylor"),
+    ),
+}
+
+
+@BENCHES.register("extend")
+def extend_bench(
+    scale: str,
+    *,
+    data_dir: str | Path | None = None,
+    out: str | Path = "results",
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Teach networks of half the classes the other half in every way, and measure both halves.
+
+    Finished parts in `out` are reused. Writes extend-SCALE.json and extend-SCALE.md there and returns the JSON.
+    """
+    check_scale(scale)
+    settings, folder = replace(SETTINGS[scale], seed=seed), Path(out)
+    parts = []
+    for network in settings.networks:
+        data = load(network.data, data_dir, seed=seed)
+        if network.train_images is not None:
+            data = data.limit(train=network.train_images, validation=network.train_images // 10, seed=seed)
+        for number in range(seed, seed + settings.seeds):
+            name = f"extend-{scale}-{network.data}-{network.model}-seed{number}"
+            used = {**asdict(settings), "networks": asdict(network), "seeds": number, "data_hash": data.fingerprint}
+            run = _Run(settings, network, data, number, device, progress)
+            parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
+    command = f"torchslice bench extend --scale {scale} --seed {seed}"
+    result = {"manifest": manifest(command, asdict(settings)), "arms": ARMS, "figures": FIGURES, "runs": parts}
+    return write_result(folder / f"extend-{scale}", result, markdown(result))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A network of the known classes, and the neurons through which it will answer with them."""
+
+    model: nn.Module
+    critical: Slice
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A choice of critical neurons and what came of it; `validation` is the mean accuracy on known and new classes."""
+
+    metric: str
+    share: float
+    start: _Start
+    extended: Extended
+    validation: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One network and one seed."""
+
+    settings: Settings
+    network: Network
+    data: Data
+    seed: int
+    device: str
+    progress: bool
+
+    def result(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        known, new = self.tasks((self.settings.known, len(self.data.classes) - self.settings.known))
+        base = self.trained(known)
+        variants = self.variants(base, known, new)
+        best = max(variants, key=lambda found: found.validation)
+        random = self.settled(base, random_like(best.start.critical, seed=self.seed), known)
+        as_found = _Start(base, best.start.critical)
+        arms = {
+            "ours": self.scores(best.extended, best.start, known, new),
+            "ours, bias": self.scores(best.extended.calibrated(known, new), best.start, known, new),
+            "ours, replay": self.extended_scores(best.start, known, new, replay=True),
+            "control: random slice": self.extended_scores(random, known, new),
+            "control: random slice, replay": self.extended_scores(random, known, new, replay=True),
+            "ours, slice as found": self.extended_scores(as_found, known, new),
+            **self.rivals(base, known, new),
+        }
+        self.note("a chain of small tasks")
+        return {
+            "data": self.network.data,
+            "model": self.network.model,
+            "seed": self.seed,
+            "train_images": len(self.data.train),
+            "epochs": self.network.epochs,
+            "whole": accuracy(base, known).overall,
+            "variants": [self.variant_scores(base, found, known, new) for found in variants],
+            "chosen": {"metric": best.metric, "share": best.share},
+            "arms": arms,
+            "chain": list(self.chain()),
+            "seconds": time.perf_counter() - started,
+        }
+
+    # -- data and first training --------------------------------------------------------------------------------
+    def tasks(self, sizes: Iterable[int]) -> list[Data]:
+        """Divide the classes, in their order, into tasks of these sizes."""
+        names, found = iter(self.data.classes), []
+        for size in sizes:
+            found.append(self.data.restrict([next(names) for _ in range(size)]))
+        return found
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return {
+            "epochs": self.network.epochs,
+            "learning_rate": self.settings.learning_rate,
+            "seed": self.seed,
+            "device": self.device,
+            "progress": self.progress,
+        }
+
+    def note(self, text: str) -> None:
+        note(f"{self.network.model} on {self.network.data}, seed {self.seed}: {text}", self.progress)
+
+    def trained(self, task: Data) -> nn.Module:
+        """Train a network on a task from scratch."""
+        self.note(f"training on {len(task.classes)} classes")
+        torch.manual_seed(self.seed)
+        arguments = {"channels": self.data.train.images.shape[1], "width": self.network.width}
+        model = models.create(self.network.model, num_classes=len(task.classes), **arguments)
+        fit(model, task, **self.training)
+        return model
+
+    # -- ours ---------------------------------------------------------------------------------------------------
+    def variants(self, base: nn.Module, known: Data, new: Data) -> list[_Variant]:
+        """Settle and extend with every metric and share."""
+        settings, made = self.settings, []
+        options: dict[str, Any] = {"samples_per_class": settings.samples_per_class, "seed": self.seed}
+        running: dict[str, Any] = {"device": self.device, "progress": self.progress}
+        scores = contributions(base, known, metric=settings.metrics, **options, **running)
+        for metric in settings.metrics:
+            for share in settings.shares:
+                critical = slices_from(scores, Rule(metric, "global", share=share)).critical
+                start = self.settled(base, critical, known)
+                extended = self.extended(start, known, new)
+                right = [
+                    accuracy(extended.network(i), t, split="validation").overall for i, t in enumerate((known, new))
+                ]
+                made.append(_Variant(metric, share, start, extended, sum(right) / 2))
+        return made
+
+    def variant_scores(self, base: nn.Module, found: _Variant, known: Data, new: Data) -> dict[str, Any]:
+        """Score a choice of critical neurons on test images, step by step."""
+        return {
+            **{"metric": found.metric, "share": found.share, "validation": found.validation},
+            "found": accuracy(self.cut(_Start(base, found.start.critical)), known).overall,
+            "settled": accuracy(self.cut(found.start), known).overall,
+            "known": accuracy(found.extended.network(0), known).overall,
+            "new": accuracy(found.extended.network(1), new).overall,
+        }
+
+    def cut(self, start: _Start) -> nn.Module:
+        """Return the network that answers with the known classes before extending."""
+        return extract(start.model, start.critical, self.data.example.to(device_of(start.model)))
+
+    def settled(self, model: nn.Module | Extended, critical: Slice, task: Data) -> _Start:
+        """Train the critical neurons to answer alone."""
+        self.note(f"{critical.neuron_retention:.0%} of the neurons settle on {len(task.classes)} classes")
+        rates = {"epochs": self.settings.settle_epochs, "learning_rate": self.settings.settle_learning_rate}
+        return _Start(settle(model, critical, task, **{**self.training, **rates}).model, critical)
+
+    def extended(self, start: _Start, known: Data, new: Data, *, replay: bool = False) -> Extended:
+        self.note(f"{1 - start.critical.neuron_retention:.0%} of the neurons learn {len(new.classes)} classes")
+        memory = None
+        if replay:
+            share = self.settings.replay
+            counts = {part: max(1, round(share * len(getattr(known, part)))) for part in ("train", "validation")}
+            memory = known.limit(**counts, seed=self.seed)
+        return extend(start.model, start.critical, new, classes=known.classes, replay=memory, **self.training)
+
+    def extended_scores(self, start: _Start, known: Data, new: Data, *, replay: bool = False) -> dict[str, float]:
+        return self.scores(self.extended(start, known, new, replay=replay), start, known, new)
+
+    def scores(self, extended: Extended, start: _Start, known: Data, new: Data) -> dict[str, float]:
+        """Score both readings on the test images, and whether the known scores are bit for bit what they were."""
+        joint = joint_data(known, new)
+        before, after = (predict_logits(network, known) for network in (self.cut(start), extended.network(0)))
+        right = [accuracy_of(logits, known.test.labels).overall for logits in (before, after)]
+        return {
+            "known": right[1],
+            "kept": right[1] / right[0],
+            "identical": float(torch.equal(before, after)),
+            "new": accuracy(extended.network(1), new).overall,
+            **self.not_given(predict_logits(extended.joined(), joint), joint.test.labels),
+        }
+
+    def not_given(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Score logits over all classes [n, C + k]."""
+        is_known = labels < self.settings.known
+        parts = {"all": is_known | True, "all_known": is_known, "all_new": ~is_known}
+        return {name: accuracy_of(logits[mask], labels[mask]).overall for name, mask in parts.items()}
+
+    def rivals(self, base: nn.Module, known: Data, new: Data) -> dict[str, dict[str, float]]:
+        """Score the other ways, the network for all classes, and that for the new classes alone."""
+        settings, joint = self.settings, joint_data(known, new)
+        made = learned(
+            base,
+            known,
+            new,
+            ewc_weights=settings.ewc_weights,
+            lwf_weights=settings.lwf_weights,
+            fisher_images=settings.fisher_images,
+            similarity_images=settings.similarity_images,
+            say=self.note,
+            **self.training,
+        )
+        made["upper bound: joint"] = self.trained(joint)
+        first, before, figures = len(known.classes), accuracy(base, known).overall, {}
+        for name, model in made.items():
+            logits = predict_logits(model, joint)
+            known_given, new_given = by_task(logits, joint.test.labels, first)
+            figures[name] = {"known": known_given, "new": new_given, **self.not_given(logits, joint.test.labels)}
+            if not name.startswith("upper"):
+                figures[name]["kept"] = known_given / before
+        return {**figures, "scratch": {"new": accuracy(self.trained(new), new).overall}}
+
+    def chain(self) -> Iterator[dict[str, Any]]:
+        """Learn the classes a few at a time; each task adds a share of critical neurons, until none is left."""
+        settings, size = self.settings, self.settings.per_task
+        tasks = self.tasks([size] * (len(self.data.classes) // size))
+        model, critical = self.trained(tasks[0]), None
+        state = Extended.start(model, tasks[0].classes, tasks[0].example.to(device_of(model)))
+        for number, task in enumerate(tasks):
+            if number:
+                assert critical is not None
+                state = extend(state, critical, task, **self.training)
+            options: dict[str, Any] = {
+                "samples_per_class": settings.samples_per_class,
+                "seed": self.seed,
+                "correct_only": False,
+            }
+            network = state.network()
+            found = contributions(network, task, **options, device=self.device, progress=self.progress)
+            added = slices_from(found, Rule("taylor", "global", share=settings.chain_share)).critical
+            critical = added if critical is None else critical | added
+            state = state.on(self.settled(state, critical, task).model)
+            answers = replace(state, tasks=(*state.tasks[:-1], replace(state.tasks[-1], part=critical)))
+            yield {
+                "classes": list(task.classes),
+                "learned": accuracy(network, task).overall,
+                "neuron_retention": critical.neuron_retention,
+                "tasks": [accuracy(answers.network(i), t).overall for i, t in enumerate(tasks[: number + 1])],
+            }
+            if not ~critical:
+                return

@@ -1,0 +1,93 @@
+"""The page of the bench readapt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .experiment import spread, table
+
+
+def to_target(arms: dict[str, dict[str, Any]], *, gain: float = 0.9) -> dict[str, dict[str, Any] | None]:
+    """Return for every arm the first epoch with nine tenths of the gain on new samples that full fine-tuning makes.
+
+    All on validation images; None for an arm that does not get there.
+    """
+    epochs = {arm: found["epochs"] for arm, found in arms.items() if "epochs" in found}
+    full = epochs["full fine-tuning"]
+    start, end = full[0]["new_accuracy"], full[arms["full fine-tuning"]["best_epoch"]]["new_accuracy"]
+    target = start + gain * (end - start) - 1e-9
+    return {arm: next((row for row in rows if row["new_accuracy"] >= target), None) for arm, rows in epochs.items()}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Write two tables per network: means over the scenarios, and the accuracies in each of them."""
+    about, settings = result["manifest"], result["manifest"]["settings"]
+    rates = " or ".join(f"{rate:g}" for rate in settings["learning_rates"])
+    lines = [
+        "# Re-adaptation",
+        "",
+        f"`{about['command']}`: {settings['seeds']} seeds; {about['processor']}, accelerator "
+        f"{about['accelerator'] or 'none'}, torch {about['torch']}, Python {about['python']}.",
+        "",
+        f"Each arm is trained on {settings['new_samples']} new samples and {settings['replay']:g} old ones per new one "
+        f"for {settings['epochs']} epochs; learning rate ({rates}) and epoch are those of the best mean accuracy on "
+        "held-back new samples and clean validation images. Test accuracy in percent, on held-out new samples and on "
+        "the clean test set; damage leaves images as they are. Steps and seconds are those to nine tenths of the "
+        "gain that full fine-tuning makes on new validation samples, over the scenarios in which an arm gets there. "
+        "First the mean over the scenarios, then mean ± standard deviation over the seeds.",
+        "",
+        *(f"- **{arm}**: {meaning}." for arm, meaning in result["arms"].items()),
+    ]
+    for data, model in dict.fromkeys((run["data"], run["model"]) for run in result["runs"]):
+        runs = [run for run in result["runs"] if (run["data"], run["model"]) == (data, model)]
+        lines += ["", f"## {model} on {data}", "", _means(runs, result["arms"]), "", _each(runs, result["arms"])]
+    return "\n".join([*lines, ""])
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _means(runs: list[dict[str, Any]], arms: dict[str, str]) -> str:
+    """Average over the scenarios of every seed."""
+    columns: dict[str, dict[str, list[float | None]]] = {arm: {} for arm in arms}
+    for run in runs:
+        cases: list[dict[str, dict[str, Any]]] = []  # one scenario or mutant each: arm -> row
+        for row in run["rows"]:
+            if row["arm"] == "not adapted":
+                cases.append({})
+            cases[-1][row["arm"]] = row
+        reached = [to_target(case) for case in cases]
+        for arm, found in columns.items():
+            rows = [case[arm] for case in cases]
+            first = [row for case in reached if (row := case.get(arm)) is not None]
+            figures = {
+                "new": _mean([row["new_accuracy"] for row in rows]),
+                "clean": _mean([row["clean_accuracy"] for row in rows]),
+                "both": _mean([(row["new_accuracy"] + row["clean_accuracy"]) / 2 for row in rows]),
+                "share": _mean([row["param_share"] for row in rows if "param_share" in row]),
+                "reached": None if arm == "not adapted" else len(first) / len(cases),
+                "steps": _mean([row["steps"] for row in first]),
+                "seconds": _mean([row["seconds"] for row in first]),
+            }
+            for name, value in figures.items():
+                found.setdefault(name, []).append(value)
+    cells = [
+        [arm, *(spread(values, percent=name not in ("steps", "seconds")) for name, values in found.items())]
+        for arm, found in columns.items()
+    ]
+    headings = ["arm", "new samples", "clean", "mean", "parameters trained", "target reached", "steps", "seconds"]
+    return table(headings, cells)
+
+
+def _each(runs: list[dict[str, Any]], arms: dict[str, str]) -> str:
+    """Write new and clean accuracy of every scenario."""
+    scenarios = list(dict.fromkeys(row["scenario"] for row in runs[0]["rows"]))
+    cells = []
+    for arm in arms:
+        line = [arm]
+        for scenario in scenarios:
+            rows = [row for run in runs for row in run["rows"] if (row["scenario"], row["arm"]) == (scenario, arm)]
+            line.append(" / ".join(spread([row[f"{name}_accuracy"] for row in rows]) for name in ("new", "clean")))
+        cells.append(line)
+    return table(["new / clean", *scenarios], cells)

@@ -1,0 +1,52 @@
+"""What restructure and readapt start from: the network of a run, and its critical neurons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..data import Data
+    from ..runs import Run
+    from ..slices import Slice
+
+Share = Annotated[
+    float | None,
+    typer.Option(help="Critical is this share of every layer's neurons, by contribution (default: the run's slices)."),
+]
+Metric = Annotated[str, typer.Option(metavar="NAME", help="Of the contributions, see torchslice slice.")]
+
+
+def open_plain(run: Path, data_dir: Path | None, device: str) -> tuple[Run, Data, nn.Module]:
+    """Return a finished run, its data and its network without gates."""
+    from ..runs import Run
+    from ..submodel import without_gates
+
+    opened = Run.open(run)
+    data = opened.load_data(data_dir)
+    return opened, data, without_gates(opened.network(data, device=device), data, device=device)
+
+
+def critical_of(
+    opened: Run, network: nn.Module, data: Data, *, share: float | None, metric: str, **running: Any
+) -> Slice:
+    """Return the union of a run's slices, or the `share` of every layer's neurons that contributes most."""
+    from ..semantic import Rule, contributions, slices_from
+    from ..slices import union
+
+    if share is None:
+        return union(opened.slices().values())
+    rule = Rule(metric, "global", share=share)  # says what is wrong with it before long work
+    return slices_from(contributions(network, data, metric=metric, **running), rule).critical
+
+
+def scores_of(network: nn.Module, data: Data, *, metric: str, **running: Any) -> dict[str, Tensor]:
+    """Return the mean contribution of every neuron over the classes, {layer: [N]}."""
+    from ..semantic import contributions
+
+    found = contributions(network, data, metric=metric, **running)[metric]
+    return {layer: score.mean(0) for layer, score in found.items()}
