@@ -39,7 +39,10 @@ def no_leaked_threads() -> Iterator[None]:
     """Fail a test that leaves a thread running."""
     before = set(threading.enumerate())
     yield
-    leaked = [thread for thread in set(threading.enumerate()) - before if thread.is_alive()]
+    started = set(threading.enumerate()) - before
+    for thread in started:
+        thread.join(timeout=5)  # one that was told to stop may need a moment
+    leaked = [thread for thread in started if thread.is_alive()]
     assert not leaked, f"the test left threads running: {leaked}"
 
 
