@@ -14,7 +14,7 @@ from torchslice.bench.extend_page import ARMS, FIGURES, markdown
 
 
 def test_every_arm_is_measured_and_nothing_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SETTINGS, "smoke", replace(SETTINGS["smoke"], shares=(0.4, 0.6)))
+    monkeypatch.setitem(SETTINGS, "smoke", replace(SETTINGS["smoke"], restarts=(True, False)))
     result = BENCHES["extend"]("smoke", out=tmp_path, progress=False)
     assert json.loads((tmp_path / "extend-smoke.json").read_text()) == json.loads(json.dumps(result))
     (run,) = result["runs"]
@@ -28,10 +28,10 @@ def test_every_arm_is_measured_and_nothing_is_forgotten(tmp_path: Path, monkeypa
         *("ours", "ours, bias", "ours, replay", "ours, slice as found"),
         *("control: random slice", "control: random slice, replay"),
     }
-    assert [variant["share"] for variant in run["variants"]] == [0.4, 0.6]
+    assert [variant["restart"] for variant in run["variants"]] == [True, False]
     best = max(run["variants"], key=lambda variant: variant["validation"])
     assert (
-        run["chosen"] == {"metric": best["metric"], "share": best["share"]}
+        run["chosen"] == {key: best[key] for key in ("metric", "share", "restart")}
         and run["arms"]["ours"]["new"] == best["new"]
     )
     assert [len(step["tasks"]) for step in run["chain"]] == [1, 2]
@@ -48,9 +48,19 @@ def test_the_page_shows_means_and_spreads() -> None:
     def run(known: float, identical: float) -> dict:
         arm = {**dict.fromkeys(FIGURES, 0.5), "known": known, "kept": 1.0, "identical": identical}
         arms = {name: dict(arm) for name in ARMS} | {"scratch": {"new": 0.9}}
-        variant = {**dict.fromkeys(("found", "settled", "known", "new"), 0.4), "metric": "avg", "share": 0.3}
+        variant = {
+            **dict.fromkeys(("found", "settled", "known", "new"), 0.4),
+            "metric": "avg",
+            "share": 0.3,
+            "restart": False,
+        }
         step = {"classes": ["a", "b"], "learned": 0.7, "neuron_retention": 0.25, "tasks": [0.6]}
-        about = {"data": "mnist", "model": "lenet", "whole": 0.9, "chosen": {"metric": "avg", "share": 0.3}}
+        about = {
+            "data": "mnist",
+            "model": "lenet",
+            "whole": 0.9,
+            "chosen": {"metric": "avg", "share": 0.3, "restart": True},
+        }
         about |= {"train_images": 2000, "epochs": 7}
         return {**about, "variants": [variant], "arms": arms, "chain": [step]}
 
@@ -66,4 +76,6 @@ def test_the_page_shows_means_and_spreads() -> None:
     page = markdown({"manifest": manifest, "arms": ARMS, "figures": FIGURES, "runs": [run(0.8, 1), run(0.9, 0)]})
     assert "| ours | 85.0 ± 7.1 | 100.0 ± 0.0 | 50.0 ± 0.0 |" in page and "| scratch | - | - | 90.0 ± 0.0 |" in page
     assert f"in {len(ARMS) - 1} of {2 * (len(ARMS) - 1)} cases" in page
-    assert "| avg, 30% | 40.0 ± 0.0 |" in page and "| a, b | 25.0 ± 0.0 | 70.0 ± 0.0 | 60.0 ± 0.0 |" in page
+    assert (
+        "| 30% by avg, others kept | 40.0 ± 0.0 |" in page and "| a, b | 25.0 ± 0.0 | 70.0 ± 0.0 | 60.0 ± 0.0 |" in page
+    )

@@ -44,7 +44,7 @@ def digits():
 def seven(torchslice, five, tmp_path):
     """An artefact that has learned two digits more."""
     path = tmp_path / "seven.safetensors"
-    arguments = ("--classes", "5,6", "--share", 0.5, "--replay", 0.2, "--out", path, *RUNNING)
+    arguments = ("--classes", "5,6", "--share", 0.5, "--replay", 0.2, "--keep", "--out", path, *RUNNING)
     assert torchslice("extend", five, "digits", *arguments).code == 0
     return path
 

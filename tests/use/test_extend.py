@@ -19,7 +19,7 @@ from torchslice.data import Data, Split
 from torchslice.errors import TorchsliceError
 from torchslice.slices import Slice
 from torchslice.use.artefacts import load, read_record
-from torchslice.use.controls import random_like
+from torchslice.use.controls import random_like, reinitialised
 from torchslice.use.evaluate import accuracy, predict_logits
 from torchslice.use.extend import extend
 from torchslice.use.extended import Extended, joint_data
@@ -104,6 +104,18 @@ def test_without_replay_only_the_new_rows_compete(base):
     parts = [accuracy(which.joined(), joint, split="validation").per_class for which in (made, calibrated)]
     balanced = [sum(p[:3]) / 3 + sum(p[3:]) / 2 for p in parts]
     assert balanced[1] >= balanced[0] and made.tasks[1].bias == 0
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_the_others_start_anew_or_go_on(base, restart):
+    made = extend(base, PART, NEW, classes=OLD.classes, restart=restart, epochs=1, learning_rate=1e-9, **QUIET)
+    weight, rest = made.model.conv2.weight, ~PART["conv2"]
+    if restart:
+        start = reinitialised(made.model, seed=0)
+        assert torch.allclose(weight[rest], start.conv2.weight[rest], atol=1e-6)
+    else:
+        assert torch.allclose(weight[rest], base.conv2.weight[rest], atol=1e-6)
+    assert torch.equal(weight[~rest], base.conv2.weight[~rest])
 
 
 def test_several_extensions_until_no_neuron_is_left(base):

@@ -285,6 +285,18 @@ def test_a_copy_that_is_plain_and_whole() -> None:
     assert partial.network.conv1.weight.abs().sum() > 0
 
 
+def test_rows_are_taken_from_another_model() -> None:
+    model, other, example = lively(Tiny()), lively(Tiny(), seed=1), torch.randn(2, 1, 8, 8)
+    part = find_neurons(model, example).random(0.5)
+    for batch_statistics in (False, True):
+        partial = Partial(model, part, example, batch_statistics=batch_statistics)
+        partial.take(other)
+        norm, mask = partial.merged().norm1, part["conv1"]
+        assert torch.equal(norm.weight, torch.where(mask, other.norm1.weight, model.norm1.weight))
+        running = other.norm1.running_var if batch_statistics else model.norm1.running_var
+        assert torch.equal(norm.running_var, torch.where(mask, running, model.norm1.running_var))
+
+
 def test_parameters_that_are_shared_stay_shared() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -9,6 +9,7 @@ from torch.nn.utils import prune
 from torchslice.core.find import find_neurons
 from torchslice.errors import TorchsliceError
 from torchslice.use.extract import extract
+from torchslice.use.partial import Partial
 from torchslice.use.pruning import (
     PRUNING,
     erk_counts,
@@ -16,6 +17,7 @@ from torchslice.use.pruning import (
     removal_order,
     uniform_plus_counts,
     without_first,
+    worthiest,
 )
 
 from .nets import Tiny, lively
@@ -159,6 +161,30 @@ def test_coupled_neurons_go_together(name):
     half = without_first(order, max(int(o.max()) for o in order.values()) // 2)
     assert not half.empty_layers() and len(half) < len(neurons)
     extract(model, half, example)
+
+
+def test_neurons_worth_their_parameters_by_hand():
+    model = lively(Tiny())
+    neurons = find_neurons(model, torch.zeros(2, 1, 8, 8))
+    scores = {"conv1": torch.tensor([3.0, 4.0] + [0.0] * 6), "conv2": torch.tensor([0.0, 12.0, 5.0, 0.0, 0.0, 0.0])}
+    # a neuron of conv1 has 9 + 1 + 2 parameters, one of conv2 72 + 1 + 2; 4 / 5 / 12 is worth most, then 3 / 5 / 12,
+    # 12 / 13 / 75, 5 / 13 / 75, and then nothing; what does not fit any more is passed over
+    for budget, kept in ((11, []), (12, [1]), (24, [0, 1]), (99, [0, 1, 9]), (174, [0, 1, 9, 10]), (98, range(8))):
+        part = worthiest(model, neurons, scores, (budget + 0.5) / 567)
+        assert torch.cat([part["conv1"], part["conv2"]]).nonzero().flatten().tolist() == list(kept), budget
+    assert worthiest(model, neurons, scores, 1.0) == neurons.full()
+    for share in (0, 1.5):
+        with pytest.raises(TorchsliceError, match=rf"param_share must be in \(0, 1\], got {share}"):
+            worthiest(model, neurons, scores, share)
+
+
+@pytest.mark.parametrize("name", ["mlp", "gated", "preactivation", "convnet", "vit"])
+def test_what_is_worthiest_fits_into_its_share(name):
+    model, example = make(name)
+    neurons = find_neurons(model, example)
+    scores = {layer: torch.rand(found.count) for layer, found in neurons.layers.items()}
+    share = Partial(model, worthiest(model, neurons, scores, 0.2), example, neurons=neurons).param_share
+    assert 0.15 < share <= (0.21 if name == "preactivation" else 0.2)  # there, a norm serves several layers
 
 
 def test_unknown_method():

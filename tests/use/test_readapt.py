@@ -169,9 +169,9 @@ IMAGES = torch.zeros(8, 1, 8, 8, dtype=torch.uint8)
             PART,
             None,
             {"epochs": 0},
-            "at least 1 epoch, a learning_rate above 0 and a replay of 0 or more, got 0, 0.003",
+            "at least 1 epoch, a learning_rate above 0 and a replay of 0 or more, got 0, 0.005",
         ),
-        (PART, None, {"replay": -1}, "got 10, 0.003 and -1"),
+        (PART, None, {"replay": -1}, "got 10, 0.005 and -1"),
     ],
 )
 def test_bad_input(model, dimmed, critical, samples, options, message):

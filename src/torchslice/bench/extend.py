@@ -51,7 +51,8 @@ class Settings:
     settle_epochs: int
     samples_per_class: int  # for the contributions
     metrics: tuple[str, ...] = ("taylor",)
-    shares: tuple[float, ...] = (0.3, 0.5, 0.7)  # critical neurons of every layer; the best on validation is used
+    shares: tuple[float, ...] = (0.3, 0.5, 0.7)  # critical neurons of every layer
+    restarts: tuple[bool, ...] = (True, False)  # whether the others start anew; the best of all is used, on validation
     replay: float = 0.1
     known: int = 5  # classes
     per_task: int = 2  # classes of each step of the chain
@@ -72,6 +73,7 @@ SETTINGS = {
         settle_epochs=1,
         samples_per_class=16,
         shares=(0.5,),
+        restarts=(True,),
         ewc_weights=(100.0,),
         lwf_weights=(1.0,),
         fisher_images=20,
@@ -137,10 +139,11 @@ def extend_bench(
 
 @dataclass(frozen=True)
 class _Start:
-    """A network of the known classes, and the neurons through which it will answer with them."""
+    """A network of the known classes, the neurons it will answer with them through, and whether others start anew."""
 
     model: nn.Module
     critical: Slice
+    restart: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,8 @@ class _Run:
         variants = self.variants(base, known, new)
         best = max(variants, key=lambda found: found.validation)
         random = self.settled(base, random_like(best.start.critical, seed=self.seed), known)
-        as_found = _Start(base, best.start.critical)
+        random = replace(random, restart=best.start.restart)
+        as_found = replace(best.start, model=base)
         arms = {
             "ours": self.scores(best.extended, best.start, known, new),
             "ours, bias": self.scores(best.extended.calibrated(known, new), best.start, known, new),
@@ -191,9 +195,9 @@ class _Run:
             "epochs": self.network.epochs,
             "whole": accuracy(base, known).overall,
             "variants": [self.variant_scores(base, found, known, new) for found in variants],
-            "chosen": {"metric": best.metric, "share": best.share},
+            "chosen": {"metric": best.metric, "share": best.share, "restart": best.start.restart},
             "arms": arms,
-            "chain": list(self.chain()),
+            "chain": list(self.chain(best.start.restart)),
             "seconds": time.perf_counter() - started,
         }
 
@@ -238,17 +242,21 @@ class _Run:
             for share in settings.shares:
                 critical = slices_from(scores, Rule(metric, "global", share=share)).critical
                 start = self.settled(base, critical, known)
-                extended = self.extended(start, known, new)
-                right = [
-                    accuracy(extended.network(i), t, split="validation").overall for i, t in enumerate((known, new))
-                ]
-                made.append(_Variant(metric, share, start, extended, sum(right) / 2))
+                for restart in settings.restarts:
+                    start = replace(start, restart=restart)
+                    extended = self.extended(start, known, new)
+                    right = [
+                        accuracy(extended.network(number), task, split="validation").overall
+                        for number, task in enumerate((known, new))
+                    ]
+                    made.append(_Variant(metric, share, start, extended, sum(right) / 2))
         return made
 
     def variant_scores(self, base: nn.Module, found: _Variant, known: Data, new: Data) -> dict[str, Any]:
         """Score a choice of critical neurons on test images, step by step."""
         return {
-            **{"metric": found.metric, "share": found.share, "validation": found.validation},
+            **{"metric": found.metric, "share": found.share, "restart": found.start.restart},
+            "validation": found.validation,
             "found": accuracy(self.cut(_Start(base, found.start.critical)), known).overall,
             "settled": accuracy(self.cut(found.start), known).overall,
             "known": accuracy(found.extended.network(0), known).overall,
@@ -272,7 +280,8 @@ class _Run:
             share = self.settings.replay
             counts = {part: max(1, round(share * len(getattr(known, part)))) for part in ("train", "validation")}
             memory = known.limit(**counts, seed=self.seed)
-        return extend(start.model, start.critical, new, classes=known.classes, replay=memory, **self.training)
+        names, how = known.classes, {"restart": start.restart, "replay": memory, **self.training}
+        return extend(start.model, start.critical, new, classes=names, **how)
 
     def extended_scores(self, start: _Start, known: Data, new: Data, *, replay: bool = False) -> dict[str, float]:
         return self.scores(self.extended(start, known, new, replay=replay), start, known, new)
@@ -320,7 +329,7 @@ class _Run:
                 figures[name]["kept"] = known_given / before
         return {**figures, "scratch": {"new": accuracy(self.trained(new), new).overall}}
 
-    def chain(self) -> Iterator[dict[str, Any]]:
+    def chain(self, restart: bool) -> Iterator[dict[str, Any]]:
         """Learn the classes a few at a time; each task adds a share of critical neurons, until none is left."""
         settings, size = self.settings, self.settings.per_task
         tasks = self.tasks([size] * (len(self.data.classes) // size))
@@ -329,7 +338,7 @@ class _Run:
         for number, task in enumerate(tasks):
             if number:
                 assert critical is not None
-                state = extend(state, critical, task, **self.training)
+                state = extend(state, critical, task, restart=restart, **self.training)
             options: dict[str, Any] = {
                 "samples_per_class": settings.samples_per_class,
                 "seed": self.seed,

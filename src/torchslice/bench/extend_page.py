@@ -47,16 +47,16 @@ def markdown(result: dict[str, Any]) -> str:
         f"A network learns the first {settings['known']} classes, then the others. Test accuracy in percent, mean ± "
         "standard deviation over the seeds: of known and new classes where it is given which of both an image shows, "
         "then of all classes where it is not, and the two halves of that. All trainings are equally long "
-        f"(settling: {settings['settle_epochs']} epochs more). Metric and share of the critical neurons, and the "
-        "weights of EWC and LwF, are chosen by validation accuracy. *kept* is known accuracy after extending over that "
-        "of what answered before, the slice or the whole network.",
+        f"(settling: {settings['settle_epochs']} epochs more). Share and metric of the critical neurons, whether the "
+        "others start anew, and the weights of EWC and LwF are chosen by validation accuracy. *kept* is known accuracy "
+        "after extending over that of what answered before, the slice or the whole network.",
         "",
         _identical(result["runs"]),
     ]
     for data, model in dict.fromkeys((run["data"], run["model"]) for run in result["runs"]):
         runs = [run for run in result["runs"] if (run["data"], run["model"]) == (data, model)]
         whole = spread([run["whole"] for run in runs])
-        chosen = "; ".join(f"{run['chosen']['share']:.0%} by {run['chosen']['metric']}" for run in runs)
+        chosen = "; ".join(_choice(run["chosen"]) for run in runs)
         images = f"{runs[0]['train_images']:,} training images, {runs[0]['epochs']} epochs"
         lines += ["", f"## {model} on {data}", "", f"{images}. Known classes before: {whole}. Critical: {chosen}."]
         lines += ["", _arms(runs, result), "", _variants(runs), "", _chain(runs)]
@@ -84,13 +84,17 @@ def _arms(runs: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
     return table(headings, rows)
 
 
+def _choice(variant: dict[str, Any]) -> str:
+    return f"{variant['share']:.0%} by {variant['metric']}, others {'anew' if variant['restart'] else 'kept'}"
+
+
 def _variants(runs: Sequence[dict[str, Any]]) -> str:
     """Write what the metric and the share of critical neurons do."""
     figures = ("found", "settled", "known", "new")
     rows = []
     for number, variant in enumerate(runs[0]["variants"]):
         cells = [spread([run["variants"][number][figure] for run in runs]) for figure in figures]
-        rows.append([f"{variant['metric']}, {variant['share']:.0%}", *cells])
+        rows.append([_choice(variant), *cells])
     return table(["critical neurons", "slice as found", "settled", "known, after extending", "new"], rows)
 
 

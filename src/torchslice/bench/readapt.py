@@ -24,6 +24,7 @@ from ..training import fit
 from ..use.controls import random_like
 from ..use.evaluate import accuracy
 from ..use.partial import Partial
+from ..use.pruning import worthiest
 from ..use.readapt import Readapted, adapt
 from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, write_result
 from .readapt_page import markdown
@@ -36,10 +37,11 @@ ARMS = {
     "last layer": "the rows of the class scores only",
     "DeepArc": "the layers, five or half of all, at which the similarity of old and new images drops most",
     "low-rank adapters": "low-rank additions to all weights, as many parameters as the critical neurons have",
-    "critical neurons": "the neurons with the highest contributions in every layer",
+    "critical neurons": "the neurons that contribute most per parameter, up to a share of all parameters",
     "critical neurons, classifier": "the same and the rows of the class scores",
-    "control: random neurons": "as many random neurons in every layer",
-    "control: least critical neurons": "as many of those with the lowest contributions",
+    "critical neurons, equal shares": "the neurons that contribute most in every layer, the same share of each",
+    "control: random neurons": "as many random neurons in every layer as the critical ones",
+    "control: random, equal shares": "the same share of every layer",
 }
 
 
@@ -56,7 +58,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Settings:
-    """One scale of the bench. `share` of the neurons of every layer is critical; `points` are those damage costs."""
+    """One scale of the bench. Critical neurons have `share` of the parameters; `points` are those that damage costs."""
 
     networks: tuple[Network, ...]
     train_images: int | None  # None is all
@@ -70,7 +72,7 @@ class Settings:
     mutants: int = 1  # per seed and number of points
     share: float = 0.2
     replay: float = 1.0
-    learning_rates: tuple[float, ...] = (0.003, 0.01)
+    learning_rates: tuple[float, ...] = (0.005, 0.02)
     metric: str = "taylor"
     learning_rate: float = 0.05
     seed: int = 0
@@ -87,7 +89,7 @@ SETTINGS = {
         epochs=1,
         shifts=("fgsm", "contrast"),
         points=(0.3,),
-        learning_rates=(0.003,),
+        learning_rates=(0.005,),
     ),
     "cpu": Settings(
         (
@@ -119,7 +121,7 @@ SETTINGS = {
         epochs=20,
         shifts=("fgsm", "pgd", "deepfool", "cw", "noise", "blur", "contrast"),
         mutants=3,
-        learning_rates=(0.0003, 0.001, 0.003, 0.01),
+        learning_rates=(0.0005, 0.002, 0.005, 0.02),
     ),
 }
 
@@ -192,15 +194,14 @@ class _Run:
         scores = contributions(
             model, data, metric=settings.metric, samples_per_class=settings.samples_per_class, seed=self.seed, **running
         )
-        most, others = (
-            slices_from(scores, Rule(settings.metric, "global", share=share)).critical
-            for share in (settings.share, 1 - settings.share)
-        )
         neurons = find_neurons(model, data.example.to(next(model.parameters()).device))
+        mean = {layer: score.mean(0) for layer, score in scores[settings.metric].items()}
+        critical = worthiest(model, neurons, mean, settings.share)
+        equal = slices_from(scores, Rule(settings.metric, "global", share=settings.share)).critical
         rows = []
         for scenario in self.scenarios(model, data):
             note(f"{self.title}: {scenario.name}", self.progress)
-            for arm, found in self.adapted(model, scenario, data, neurons, most, ~others).items():
+            for arm, found in self.adapted(model, scenario, data, neurons, critical, equal).items():
                 rows.append({"scenario": scenario.name, "arm": arm, **found})
         return {"data": network.data, "model": network.model, "seed": self.seed, "rows": rows}
 
@@ -226,7 +227,7 @@ class _Run:
         return made
 
     def adapted(
-        self, healthy: nn.Module, scenario: Scenario, data: Data, neurons: Neurons, critical: Slice, least: Slice
+        self, healthy: nn.Module, scenario: Scenario, data: Data, neurons: Neurons, critical: Slice, equal: Slice
     ) -> dict[str, dict[str, Any]]:
         """Adapt a network by every arm and score it on the held-out new samples and on the clean test images."""
         model = scenario.model
@@ -246,8 +247,9 @@ class _Run:
             "low-rank adapters": lambda: LowRank(model, share=budget, seed=self.seed),
             "critical neurons": lambda: only(critical),
             "critical neurons, classifier": lambda: only(critical, classes),
+            "critical neurons, equal shares": lambda: only(equal),
             "control: random neurons": lambda: only(random_like(critical, seed=self.seed)),
-            "control: least critical neurons": lambda: only(least),
+            "control: random, equal shares": lambda: only(random_like(equal, seed=self.seed)),
         }
         found = {"not adapted": self.scores(model, scenario, data)}
         for arm, make in networks.items():

@@ -10,11 +10,13 @@ from .experiment import spread, table
 def to_target(arms: dict[str, dict[str, Any]], *, gain: float = 0.9) -> dict[str, dict[str, Any] | None]:
     """Return for every arm the first epoch with nine tenths of the gain on new samples that full fine-tuning makes.
 
-    All on validation images; None for an arm that does not get there.
+    All on validation images; None for an arm that does not get there, nothing at all where that gain is below a point.
     """
     epochs = {arm: found["epochs"] for arm, found in arms.items() if "epochs" in found}
     full = epochs["full fine-tuning"]
     start, end = full[0]["new_accuracy"], full[arms["full fine-tuning"]["best_epoch"]]["new_accuracy"]
+    if end - start < 0.01:
+        return {}
     target = start + gain * (end - start) - 1e-9
     return {arm: next((row for row in rows if row["new_accuracy"] >= target), None) for arm, rows in epochs.items()}
 
@@ -33,7 +35,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"for {settings['epochs']} epochs; learning rate ({rates}) and epoch are those of the best mean accuracy on "
         "held-back new samples and clean validation images. Test accuracy in percent, on held-out new samples and on "
         "the clean test set; damage leaves images as they are. Steps and seconds are those to nine tenths of the "
-        "gain that full fine-tuning makes on new validation samples, over the scenarios in which an arm gets there. "
+        "gain that full fine-tuning makes on new validation samples, where it makes any and an arm gets there. "
         "First the mean over the scenarios, then mean ± standard deviation over the seeds.",
         "",
         *(f"- **{arm}**: {meaning}." for arm, meaning in result["arms"].items()),
@@ -57,7 +59,7 @@ def _means(runs: list[dict[str, Any]], arms: dict[str, str]) -> str:
             if row["arm"] == "not adapted":
                 cases.append({})
             cases[-1][row["arm"]] = row
-        reached = [to_target(case) for case in cases]
+        reached = [found_at for case in cases if (found_at := to_target(case))]
         for arm, found in columns.items():
             rows = [case[arm] for case in cases]
             first = [row for case in reached if (row := case.get(arm)) is not None]
@@ -66,7 +68,7 @@ def _means(runs: list[dict[str, Any]], arms: dict[str, str]) -> str:
                 "clean": _mean([row["clean_accuracy"] for row in rows]),
                 "both": _mean([(row["new_accuracy"] + row["clean_accuracy"]) / 2 for row in rows]),
                 "share": _mean([row["param_share"] for row in rows if "param_share" in row]),
-                "reached": None if arm == "not adapted" else len(first) / len(cases),
+                "reached": len(first) / len(reached) if reached and arm != "not adapted" else None,
                 "steps": _mean([row["steps"] for row in first]),
                 "seconds": _mean([row["seconds"] for row in first]),
             }

@@ -23,9 +23,9 @@ from ..use.evaluate import accuracy, device_of
 
 BATCH = 250  # images at a time
 PGD_STEPS = 10
-NOISE = 40.0  # grey levels, standard deviation
-BLUR = 1.2  # pixels, standard deviation
-CONTRAST = 0.3  # what is left of the distance of every pixel to the mean of its image
+NOISE = 50.0  # grey levels, standard deviation
+BLUR = 1.5  # pixels, standard deviation
+CONTRAST = 0.2  # what is left of the distance of every pixel to the mean of its image
 
 
 def shifted(name: str, model: nn.Module, data: Data, split: Split, *, epsilon: int, seed: int = 0) -> Split:

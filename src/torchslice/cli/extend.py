@@ -42,6 +42,9 @@ def extend(
     widen: Annotated[
         float | None, typer.Option(metavar="FACTOR", help="First make every layer so many times as wide, such as 1.25.")
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart/--keep", help="Draw the neurons that learn anew first, or keep their values.")
+    ] = True,
     replay: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the known classes' images to train on as well.")
     ] = 0.0,
@@ -99,7 +102,8 @@ def extend(
         start, critical = start.within(wide), wide.lift(critical)
     old = _share(known, replay, seed) if replay else None
     say(f"learning {', '.join(task.classes)} with the other neurons, {epochs} epochs; result in {out}")
-    made = use.extend(start, critical, task, replay=old, epochs=epochs, learning_rate=learning_rate, **running)
+    running |= {"epochs": epochs, "learning_rate": learning_rate}
+    made = use.extend(start, critical, task, replay=old, restart=restart, **running)
     figures = {"neuron_retention": critical.neuron_retention, **made.to_plain()}
     del figures["tasks"]
     made.save(out, preprocessing=known.preprocessing, slice=critical, metrics=figures)

@@ -22,21 +22,27 @@ from .common import (
     pairs,
     say,
 )
-from .critical import Metric, Share, critical_of, open_plain
+from .critical import Metric, open_plain, scores_of
 
 
 def readapt(
     run: RunFolder,
     data: DataSet,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Artefact to write, such as adapted.safetensors.")],
-    share: Share = None,
+    param_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Train the neurons that contribute most per parameter, up to this share of all parameters "
+            "(default: the run's slices)."
+        ),
+    ] = None,
     metric: Metric = "taylor",
     classifier: Annotated[bool, typer.Option("--classifier", help="Train the rows of the class scores too.")] = False,
     replay: Annotated[
         str, typer.Option(metavar="R,S,...", help="Old images per new one; of several values the best is kept.")
     ] = "1",
     epochs: Annotated[int, typer.Option(help="Passes over the new samples.")] = 10,
-    learning_rate: Annotated[float, typer.Option(help="At the start; it falls to zero on half a cosine.")] = 0.003,
+    learning_rate: Annotated[float, typer.Option(help="At the start; it falls to zero on half a cosine.")] = 0.005,
     data_option: DataOptions = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -48,14 +54,17 @@ def readapt(
     The new samples are the training images of DATA, which needs the classes of the run by name. Accuracies printed here
     are on validation images; torchslice evaluate looks at the test images.
 
-    Example:  torchslice readapt runs/r20 folder:tonight --share 0.2 --out adapted.safetensors
+    Example:  torchslice readapt runs/r20 folder:tonight --param-share 0.2 --out adapted.safetensors
     """
     check_writable(out)
     import torch
 
     from .. import data as data_sets
     from .. import use
+    from ..core.find import find_neurons
     from ..data import Split
+    from ..slices import union
+    from ..use.evaluate import device_of
 
     ratios = _numbers(replay)
 
@@ -63,7 +72,12 @@ def readapt(
     given = data_sets.load(data, data_dir, seed=seed, **pairs(data_option))
     labels = torch.tensor(old.class_indices(given.classes))[given.train.labels]
     running: dict[str, Any] = {"seed": seed, "device": device.value}
-    critical = critical_of(opened, network, old, share=share, metric=metric, **running)
+    if param_share is None:
+        critical = union(opened.slices().values())
+    else:
+        neurons = find_neurons(network, old.example.to(device_of(network)))
+        scores = scores_of(network, old, metric=metric, **running)
+        critical = use.worthiest(network, neurons, scores, param_share)
     say(f"training {critical.neuron_retention:.1%} of the neurons of {run} on {len(labels):,} new samples of {data}")
     made = use.readapt(
         network,

@@ -9,7 +9,7 @@ from .extended import Extended
 from .extract import Retention, extract, retention
 from .finetune import Tuned, finetune
 from .partial import Partial
-from .pruning import PRUNING
+from .pruning import PRUNING, worthiest
 from .readapt import Readapted, adapt, readapt
 from .recalibrate import recalibrate
 from .restructure import restructure
@@ -57,4 +57,5 @@ __all__ = [
     "save",
     "settle",
     "widen",
+    "worthiest",
 ]

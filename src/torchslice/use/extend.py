@@ -19,6 +19,7 @@ from ..core.widen import grow, last_wire
 from ..data import Data
 from ..errors import TorchsliceError
 from ..slices import Slice
+from .controls import reinitialised
 from .evaluate import accuracy, device_of
 from .extended import Extended, Step, Task, answering, joint_data
 from .finetune import finetune
@@ -36,6 +37,7 @@ def extend(
     replay: Data | None = None,
     epochs: int = 10,
     learning_rate: float = 0.05,
+    restart: bool = True,
     batch_statistics: bool = True,
     seed: int = 0,
     **training: Any,
@@ -56,8 +58,9 @@ def extend(
             and bias and rule of `joined` are chosen by validation images. Without it, nothing compares the two.
         epochs: passes over the training images; the epoch is chosen by validation images.
         learning_rate: of the first step, see `finetune`.
+        restart: draw the neurons that learn anew first, instead of going on from what they learned before.
         batch_statistics: see `Partial`.
-        seed: of the new rows and the training.
+        seed: of the new rows, of what is drawn anew, and of the training.
         training: as in `finetune`: batch_size, weight_decay, device, precision, progress, ...
 
     Raises TorchsliceError, before anything is trained, where no neuron is critical or none is not, for new classes that
@@ -79,6 +82,8 @@ def extend(
     grown = grow(start.model, neurons, {last_wire(neurons, neurons.head[0]): len(new)}, seed=seed)
     check_same(start.model, grown, example)
     partial = Partial(grown, ~critical, example, classes=rows, batch_statistics=batch_statistics)
+    if restart:
+        partial.take(reinitialised(grown, seed=seed))
     student: nn.Module = Selected(partial, rows)
     steps = list(start.steps)
     if replay is not None:

@@ -57,13 +57,15 @@ class Partial(nn.Module):
     `moving_rows`): weights and biases of the neurons, and the affine rows of norms that read nothing else. So momentum,
     weight decay, schedules, autocast and checkpoints cannot touch a frozen value, and the model held to the neurons
     outside `part` computes the same bits after training as before. Norms run with their stored statistics, in training
-    too, so no buffer moves. It trains with `fit`, `finetune` or any loop, under DistributedDataParallel too.
+    too. It trains with `fit`, `finetune` or any loop, under DistributedDataParallel too.
 
     Args:
         model: the network; it is not changed.
         part: the neurons that move; may be empty in some layers.
         example: [B, ...], on the model's device.
         classes: indices of the class scores whose rows move as well.
+        batch_statistics: let batch norms use the statistics of the batch for channels that move, in training, and
+            update their running statistics; for neurons that learn something new. Norms without momentum do not.
         neurons: of the same model, found before, save finding them again.
 
     Raises TorchsliceError for a slice of another model, bad classes, and where nothing would move.
@@ -100,8 +102,9 @@ class Partial(nn.Module):
                 where = rows[path].to(tensor.device)
                 module.register_buffer(WHERE, where)
                 module.register_parameter(MOVING + key, nn.Parameter(tensor.index_select(0, where)))
-        for module in self.network.modules() if batch_statistics else ():
-            if isinstance(module, _BatchNorm) and module.track_running_stats and WHERE in module._buffers:
+        norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and WHERE in m._buffers]
+        for module in norms if batch_statistics else ():
+            if module.track_running_stats and module.momentum:
                 for key in STATISTICS:
                     module.register_buffer(MOVING + key, module.get_buffer(key)[module.get_buffer(WHERE)])
         if not any(True for _ in self.parameters()):
@@ -125,6 +128,13 @@ class Partial(nn.Module):
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
                 module.eval()
         return self
+
+    def take(self, model: nn.Module) -> None:
+        """Set the rows that move to those of a model of the same shape."""
+        tensors = model.state_dict()
+        with torch.no_grad():
+            for rows in self._rows():
+                rows.moving.copy_(tensors[rows.name][rows.where.to(tensors[rows.name].device)])
 
     def merged(self) -> nn.Module:
         """Return a plain copy of the model with the moved rows written in, in eval mode."""

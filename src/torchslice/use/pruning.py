@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.neurons import Neurons
+from ..errors import TorchsliceError
 from ..registry import Registry
 from ..slices import Slice
 
@@ -131,6 +132,36 @@ def removal_order(neurons: Neurons, scores: Mapping[str, Tensor]) -> dict[str, T
 def without_first(order: Mapping[str, Tensor], removed: int) -> Slice:
     """Return the slice without the neurons at the first `removed` places of `removal_order`."""
     return Slice({layer: place >= removed for layer, place in order.items()})
+
+
+def worthiest(model: nn.Module, neurons: Neurons, scores: Mapping[str, Tensor], param_share: float) -> Slice:
+    """Return the neurons with the highest scores per parameter, as many as fit into a share of all parameters.
+
+    Scores are divided by the Euclidean norm of their layer; the parameters of a neuron are its row of the weight, its
+    bias, and those of a norm of its own. So cheap neurons come first, such as those of early convolutions.
+
+    Args:
+        scores: how critical each neuron is, float [N] per layer, at least 0.
+        param_share: in (0, 1].
+
+    >>> readapt(model, worthiest(model, neurons, scores, 0.2), new_samples, data)
+    """
+    if not 0 < param_share <= 1:
+        raise TorchsliceError(f"param_share must be in (0, 1], got {param_share:g}.")
+    left = param_share * sum(p.numel() for p in model.parameters())
+    costs, worth = {}, []
+    for name, layer in neurons.layers.items():
+        modules = {model.get_submodule(part) for part in (name, layer.hold)}
+        costs[name] = sum(p[0].numel() for module in modules for p in module.parameters(recurse=False))
+        score = scores[name].double().cpu()
+        value = score / score.norm().clamp(min=1e-300) / costs[name]
+        worth += [(-float(v), len(costs), i, name) for i, v in enumerate(value)]
+    masks = neurons.none().masks
+    for _, _, i, name in sorted(worth):
+        if costs[name] <= left:
+            masks[name][i] = True
+            left -= costs[name]
+    return Slice(masks)
 
 
 def _highest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

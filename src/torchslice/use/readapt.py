@@ -106,7 +106,7 @@ def readapt(
 
     Args:
         model: a trained network with the classes of `data`.
-        critical: the neurons that are trained, such as `semantic.critical`.
+        critical: the neurons that are trained, such as `semantic.critical`, or the `worthiest`.
         new_samples: images and labels of the classes of `data`, at least two of each; for instance under a new light.
         data: what the model was trained on.
         replay: old training images per new sample to train on as well; of several values, each is tried and the
@@ -141,7 +141,7 @@ def adapt(
     *,
     replay: float = 1.0,
     epochs: int = 10,
-    learning_rate: float = 0.003,
+    learning_rate: float = 0.005,
     weight_decay: float = 0.0,
     batch_size: int = 64,
     validation_share: float = 0.2,
@@ -182,7 +182,7 @@ def adapt(
     network = copy.deepcopy(network)
     network.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    # Norms that keep their statistics leave gradients of very different sizes, to which AdamW adjusts its steps.
+    # Gradients of critical neurons are far larger than those of others; AdamW adjusts its steps to their size.
     optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=weight_decay)
     total, done, seconds = epochs * len(batches), 0, 0.0
 

@@ -47,8 +47,10 @@ class RowGradients(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.batch_norm and id(kwargs.get("weight")) in self._rows and not kwargs["training"]:
-            return self._norm(*args, **kwargs)
+        if func is F.batch_norm and not kwargs["training"]:
+            if id(kwargs["weight"]) in self._rows and id(kwargs["bias"]) in self._rows:
+                return self._norm(*args, **kwargs)
+            return func(*args, **kwargs)
         rows = self._rows.get(id(args[1])) if len(args) > 1 and not kwargs else None
         if rows is not None and len(rows.where) < len(rows.frozen):
             if func is F.linear and len(args) == 3:
@@ -157,7 +159,8 @@ class _Norm(torch.autograd.Function):
         if statistics:
             middle = mine.mean(axes)  # [m]
             spread = (mine - middle.view(shape)).square().mean(axes)
-            for running, new in zip(statistics, (middle, spread * ctx.samples / (ctx.samples - 1)), strict=True):
+            unbiased = spread * ctx.samples / max(ctx.samples - 1, 1)
+            for running, new in zip(statistics, (middle, unbiased), strict=True):
                 running.lerp_(new.to(running.dtype), momentum)
             mean, var = mean.index_copy(0, where, middle.to(mean)), var.index_copy(0, where, spread.to(var))
         scale = (var + eps).rsqrt()
