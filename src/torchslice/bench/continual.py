@@ -31,6 +31,12 @@ from .rivals import BATCH, unbiased_hsic
 Loss = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
+def among_new(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Return the cross entropy of logits [B, C + k] among the k classes from `first` on, and which are right [B]."""
+    new, own = logits[:, first:].float(), labels - first
+    return F.cross_entropy(new, own), new.argmax(1) == own
+
+
 @dataclass(frozen=True)
 class NewRows:
     """An objective: cross entropy among the new classes only, whose labels begin with C = `first`."""
@@ -38,8 +44,7 @@ class NewRows:
     first: int
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
-        logits = model(images)
-        return F.cross_entropy(logits[:, self.first :].float(), labels - self.first), logits, {}
+        return *among_new(model(images), labels, self.first), {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +61,14 @@ class Elastic:
     learning_rate: float
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
-        loss, logits, parts = NewRows(self.first)(model, images, labels)
+        loss, right = among_new(model(images), labels, self.first)
         pull = torch.zeros((), device=loss.device)
         for name, parameter in model.named_parameters():
             if name in self.anchors:
                 known = parameter[: len(self.anchors[name])]  # the classifier has got more rows
                 strength = (self.weight * self.fisher[name]).clamp(max=0.1 / self.learning_rate).to(loss.device)
                 pull = pull + (strength * (known - self.anchors[name].to(loss.device)).square()).sum() / 2
-        return loss + pull, logits, {**parts, "pull": pull}
+        return loss + pull, right, {"pull": pull}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +81,13 @@ class Distilling:
     temperature: float = 2.0
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
-        loss, logits, parts = NewRows(self.first)(model, images, labels)
+        logits = model(images)
+        loss, right = among_new(logits, labels, self.first)
         with evaluating(self.teacher):
             before = self.teacher(images).float()
         known, heat = logits[:, : self.first].float(), self.temperature
         change = F.kl_div((known / heat).log_softmax(1), (before / heat).softmax(1), reduction="batchmean") * heat**2
-        return loss + self.weight * change, logits, {**parts, "change": change}
+        return loss + self.weight * change, right, {"change": change}
 
 
 def fisher_information(model: nn.Module, data: Data, *, images: int, seed: int = 0) -> dict[str, Tensor]:
