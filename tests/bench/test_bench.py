@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from torchslice.bench import BENCHES, slicing
-from torchslice.bench.experiment import spread, table
+from torchslice.bench.experiment import Network, spread, table
 from torchslice.bench.mwt import ARMS, SETTINGS
 from torchslice.errors import TorchsliceError
 
@@ -29,7 +29,7 @@ def test_mwt_runs_writes_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("torchslice.bench.mwt.fit", None)  # what is finished is not run again
     assert run("smoke", out=tmp_path, progress=False)["runs"] == result["runs"]
-    part = tmp_path / "mwt-smoke-convnet-seed0.json"
+    part = tmp_path / "mwt-smoke-digits-convnet-seed0.json"
     part.write_text(part.read_text().replace('"epochs": 2', '"epochs": 3'))
     with pytest.raises(TorchsliceError, match="made with other settings; remove it or choose another --out"):
         run("smoke", out=tmp_path, progress=False)
@@ -40,14 +40,15 @@ def test_mwt_runs_writes_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_paper_scale_runs_its_four_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paper = SETTINGS["paper"]
-    assert [name for name, _ in paper.networks] == ["simcnn", "rescnn", "vgg16", "resnet18"] and paper.epochs == 200
-    small = {"networks": tuple((name, 0.125) for name, _ in paper.networks), "data": "digits", "train_images": 300}
-    short = {"epochs": 1, "finetune_epochs": 1, "seeds": 1, "task_sizes": (5,)}
-    monkeypatch.setitem(SETTINGS, "paper", replace(paper, **small, **short))
+    names = ["simcnn", "rescnn", "vgg16", "resnet18"]
+    assert [network.model for network in paper.networks] == names and {n.epochs for n in paper.networks} == {200}
+    small = tuple(Network("digits", name, 0.125, epochs=1, train_images=300) for name in names)
+    short = {"finetune_epochs": 1, "seeds": 1, "task_sizes": (5,)}
+    monkeypatch.setitem(SETTINGS, "paper", replace(paper, networks=small, **short))
     result = BENCHES["mwt"]("paper", out=tmp_path, progress=False)
-    assert [run["network"] for run in result["runs"]] == ["simcnn", "rescnn", "vgg16", "resnet18"]
+    assert [run["model"] for run in result["runs"]] == names
     page = (tmp_path / "mwt-paper.md").read_text()
-    assert all(f"## {run['network']}" in page for run in result["runs"])
+    assert all(f"## {name} on digits" in page for name in names)
 
 
 def test_slicing_measures_every_slicer_and_metric_beside_random_slices(tmp_path: Path) -> None:

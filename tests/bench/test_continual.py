@@ -111,9 +111,18 @@ def test_all_of_them_learn():
     base = lively(Tiny(3))
     before = copy.deepcopy(base.state_dict())
     running = {"epochs": 20, "learning_rate": 0.1, "batch_size": 30, "device": "cpu", "progress": False, "seed": 0}
+    said: list[str] = []
     made = learned(
-        base, OLD, NEW, ewc_weights=[1.0], lwf_weights=[1.0], fisher_images=9, similarity_images=60, say=str, **running
+        *(base, OLD, NEW),
+        rates=[],
+        ewc_weights=[1.0],
+        lwf_weights=[1.0, 1e30],  # the second diverges, and is left out
+        fisher_images=9,
+        similarity_images=60,
+        say=said.append,
+        **running,
     )
+    assert any("no longer finite" in text for text in said)
     assert list(made) == ["naive", "replay 5%", "replay 10%", "replay 100%", "EWC", "LwF", "DeepArc"]
     assert all(torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
     for name, model in made.items():

@@ -10,7 +10,7 @@ import pytest
 
 from torchslice.bench import BENCHES
 from torchslice.bench.extend import SETTINGS
-from torchslice.bench.extend_page import ARMS, FIGURES, markdown
+from torchslice.bench.extend_page import ARMS, FIGURES, page
 
 
 def test_every_arm_is_measured_and_nothing_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,13 +38,13 @@ def test_every_arm_is_measured_and_nothing_is_forgotten(tmp_path: Path, monkeypa
     first, second = run["chain"]
     assert second["tasks"][0] == first["tasks"][0] and second["neuron_retention"] >= first["neuron_retention"]
 
-    monkeypatch.setattr("torchslice.bench.extend.fit", None)  # what is finished is not run again
+    monkeypatch.setattr("torchslice.bench.experiment.fit", None)  # what is finished is not run again
     assert BENCHES["extend"]("smoke", out=tmp_path, progress=False)["runs"] == result["runs"]
     page = (tmp_path / "extend-smoke.md").read_text()
     assert all(arm in page for arm in ARMS) and "in 6 of 6 cases" in page and "## convnet on digits" in page
 
 
-def test_the_page_shows_means_and_spreads() -> None:
+def test_the_page_shows_means_and_spreads(tmp_path: Path) -> None:
     def run(known: float, identical: float) -> dict:
         arm = {**dict.fromkeys(FIGURES, 0.5), "known": known, "kept": 1.0, "identical": identical}
         arms = {name: dict(arm) for name in ARMS} | {"scratch": {"new": 0.9}}
@@ -56,6 +56,7 @@ def test_the_page_shows_means_and_spreads() -> None:
         }
         step = {"classes": ["a", "b"], "learned": 0.7, "neuron_retention": 0.25, "tasks": [0.6]}
         about = {
+            "seed": 0,
             "data": "mnist",
             "model": "lenet",
             "whole": 0.9,
@@ -73,9 +74,9 @@ def test_the_page_shows_means_and_spreads() -> None:
         "torch": "2",
         "python": "3",
     }
-    page = markdown({"manifest": manifest, "arms": ARMS, "figures": FIGURES, "runs": [run(0.8, 1), run(0.9, 0)]})
-    assert "| ours | 85.0 ± 7.1 | 100.0 ± 0.0 | 50.0 ± 0.0 |" in page and "| scratch | - | - | 90.0 ± 0.0 |" in page
-    assert f"in {len(ARMS) - 1} of {2 * (len(ARMS) - 1)} cases" in page
+    text = page({"manifest": manifest, "runs": [run(0.8, 1), run(0.9, 0)]}, tmp_path / "x")
+    assert "| ours | 85.0 ± 7.1 | 100.0 ± 0.0 | 50.0 ± 0.0 |" in text and "| scratch | - | - | 90.0 ± 0.0 |" in text
+    assert f"in {len(ARMS) - 1} of {2 * (len(ARMS) - 1)} cases" in text
     assert (
-        "| 30% by avg, others kept | 40.0 ± 0.0 |" in page and "| a, b | 25.0 ± 0.0 | 70.0 ± 0.0 | 60.0 ± 0.0 |" in page
+        "| 30% by avg, others kept | 40.0 ± 0.0 |" in text and "| a, b | 25.0 ± 0.0 | 70.0 ± 0.0 | 60.0 ± 0.0 |" in text
     )

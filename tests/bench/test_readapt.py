@@ -3,8 +3,7 @@ import json
 import pytest
 
 from torchslice.bench import BENCHES
-from torchslice.bench.readapt import ARMS
-from torchslice.bench.readapt_page import to_target
+from torchslice.bench.readapt_page import ARMS, to_target
 
 
 def test_every_arm_in_every_scenario(tmp_path, monkeypatch):
@@ -35,7 +34,7 @@ def test_every_arm_in_every_scenario(tmp_path, monkeypatch):
     assert (
         all(page.count(f"| {arm} |") == 2 for arm in ARMS) and "| new / clean | fgsm | contrast | damage 30% |" in page
     )
-    monkeypatch.setattr("torchslice.bench.readapt.fit", None)  # what is finished is not run again
+    monkeypatch.setattr("torchslice.bench.experiment.fit", None)  # what is finished is not run again
     assert BENCHES["readapt"]("smoke", out=tmp_path, progress=False)["runs"] == result["runs"]
 
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from torchslice.bench import BENCHES
-from torchslice.bench.restructure import ARMS, SETTINGS, steps_to_kept
+from torchslice.bench.restructure import SETTINGS, steps_to_kept
+from torchslice.bench.restructure_page import ARMS
 from torchslice.use.pruning import PRUNING
 from torchslice.use.restructured import Restructured, Step
 
@@ -29,7 +30,7 @@ def test_every_method_from_every_start(tmp_path, monkeypatch):
     assert sizes["slice"] == pytest.approx(sizes["random"], abs=0.01) and sizes["slice"] < 1
     page = (tmp_path / "restructure-smoke.md").read_text()
     assert all(f"| {method}, {arm} |" in page for method, arm in found) and "## lenet on digits" in page
-    monkeypatch.setattr("torchslice.bench.restructure.fit", None)  # what is finished is not run again
+    monkeypatch.setattr("torchslice.bench.experiment.fit", None)  # what is finished is not run again
     assert BENCHES["restructure"]("smoke", out=tmp_path, progress=False)["runs"] == result["runs"]
 
 

@@ -12,12 +12,11 @@ from torchslice.bench.slicing_page import (
     RANDOM_WIDTHS,
     at_compression,
     best,
-    draw,
     largest,
     markdown,
+    page,
     summarise,
 )
-from torchslice.errors import TorchsliceError
 
 WHOLE = {"compression": 0.0, "neuron_retention": 1.0, "validation": 0.8, "test": 0.9}
 
@@ -50,7 +49,13 @@ def result() -> dict[str, Any]:
         )
         for seed in (0, 1)
     ]
-    about = {"command": "torchslice bench slicing", "processor": "abacus", "accelerator": None, "torch": "2"}
+    about = {
+        "command": "torchslice bench slicing",
+        "processor": "abacus",
+        "accelerator": None,
+        "torch": "2",
+        "python": "3",
+    }
     settings = {"seeds": 2, "samples_per_class": 16}
     return {"manifest": {**about, "settings": settings}, "runs": runs, "summary": summarise(runs)}
 
@@ -95,8 +100,8 @@ def test_an_arm_that_reaches_nothing_and_runs_without_any_that_reach_all() -> No
 
 
 def test_the_page_says_what_was_found(result: dict[str, Any]) -> None:
-    page = markdown(result, "curves.png")
-    assert "**global, avg**: 9.0 ± 0.0 points" in page and "![Test accuracy over compression](curves.png)" in page
+    page = markdown(result, "![Test accuracy](curves.png)")
+    assert "**global, avg**: 9.0 ± 0.0 points" in page and "![Test accuracy](curves.png)" in page
     assert "| category | avg | 40% | 0.0 ± 0.0 | 0.0 ± 0.0 | 4.5 ± 0.0 | 12.0 ± 0.0 | 6.0 ± 0.0 |" in page
     assert "| control: random, widths of CKA of maps | avg | 100% |" in page
     alone = page.partition("## lenet on digits: 90.00 ± 0.00 uncut")[2]
@@ -104,21 +109,7 @@ def test_the_page_says_what_was_found(result: dict[str, Any]) -> None:
     assert "| semantic, mass | avg | 86.0 ± 0.0 | 82.0 ± 0.0 |" in alone
 
 
-def test_a_picture_of_any_number_of_networks(result: dict[str, Any], tmp_path: Path) -> None:
-    for models in (("a",), ("a", "b", "c")):
-        runs = [{**found, "model": model} for model in models for found in result["runs"]]
-        assert draw({**result, "runs": runs}, tmp_path / "x.png") == "x.png"
-        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
-
-
-def test_without_matplotlib_the_page_says_so(
-    result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def absent(module: str, *, extra: str) -> None:
-        raise TorchsliceError(f"this needs {module}: torchslice[{extra}]")
-
-    monkeypatch.setattr("torchslice.bench.slicing_page.import_optional", absent)
-    assert draw(result, tmp_path / "x.png") is None and not list(tmp_path.iterdir())
-    assert "no curves are drawn: this needs matplotlib.figure: torchslice[dev]" in capsys.readouterr().err
-    assert "No curves are drawn: matplotlib is not installed" in markdown(result, None)
+def test_the_picture_has_a_panel_per_network(result: dict[str, Any], tmp_path: Path) -> None:
+    text = page({key: result[key] for key in ("manifest", "runs")}, tmp_path / "x")
+    assert "(x.png)" in text and "## All networks together" in text
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

@@ -20,6 +20,7 @@ from ..core.record import evaluating
 from ..core.taps import find_taps, tapping
 from ..core.widen import grow, last_wire
 from ..data import Data, Split
+from ..errors import TorchsliceError
 from ..slices import Slice
 from ..training import cross_entropy, fit
 from ..training.objectives import Objective
@@ -150,6 +151,7 @@ def learned(
     known: Data,
     new: Data,
     *,
+    rates: Sequence[float],
     ewc_weights: Sequence[float],
     lwf_weights: Sequence[float],
     fisher_images: int,
@@ -161,42 +163,58 @@ def learned(
 ) -> dict[str, nn.Module]:
     """Teach a network of the known classes the new ones in every way; each gives a network with all rows.
 
-    Of several weights of EWC and LwF, that with the best accuracy on validation images is taken, the mean over known
-    and new classes, task given. Without replay only the new rows compete, which forgets less.
+    Of several learning rates, and weights of EWC and LwF, the best on validation images are taken, by the mean accuracy
+    on known and new classes, task given. `learning_rate`, that of the first training, is among the rates. Without
+    replay only the new rows compete, which forgets less.
     """
     first, example = len(known.classes), new.example.to(device_of(base))
     neurons = find_neurons(base, example)
     joint, only = joint_data(known, new), mixed(known, new, 0.0, seed)
-    training |= {"seed": seed, "learning_rate": learning_rate}
+    held = joint.validation.labels
 
     def grown() -> nn.Module:
         return grow(base, neurons, {last_wire(neurons, neurons.head[0]): len(new.classes)}, seed=seed)
 
-    def learn(name: str, objective: Objective, data: Data = only) -> nn.Module:
-        say(name)
-        model = grown()
-        fit(model, data, objective=objective, **training)
-        return model
+    def best(
+        name: str,
+        objectives: Callable[[float], Sequence[Objective]],
+        data: Data = only,
+        make: Callable[[], nn.Module] = grown,
+    ) -> nn.Module:
+        """Train with every objective for every learning rate; what diverges is left out."""
+        tried = []
+        for rate in (*rates, learning_rate):
+            for number, objective in enumerate(objectives(rate)):
+                say(f"{name}, learning rate {rate:g}, objective {number + 1}")
+                model = make()
+                try:
+                    fit(model, data, objective=objective, seed=seed, learning_rate=rate, **training)
+                except TorchsliceError as error:
+                    say(str(error))
+                    continue
+                model = model.merged() if isinstance(model, Partial) else model
+                tried.append((sum(by_task(predict_logits(model, joint, split="validation"), held, first)), model))
+        if not tried:
+            raise TorchsliceError(f"{name} diverges at every learning rate; lower the rates of the bench.")
+        return max(tried, key=lambda found: found[0])[1]
 
-    def best(name: str, objectives: Mapping[float, Objective]) -> nn.Module:
-        models = [learn(f"{name}, weight {weight:g}", objective) for weight, objective in objectives.items()]
-        return max(models, key=lambda m: sum(by_task(predict_logits(m, joint, split="validation"), held, first)))
-
-    held = joint.validation.labels
-    made = {"naive": learn("naive", NewRows(first))}
+    made = {"naive": best("naive", lambda rate: [NewRows(first)])}
     for share in (0.05, 0.1, 1.0):
-        made[f"replay {share:.0%}"] = learn(f"replay {share:.0%}", cross_entropy, mixed(known, new, share, seed))
+        made[f"replay {share:.0%}"] = best(
+            f"replay {share:.0%}", lambda rate: [cross_entropy], mixed(known, new, share, seed)
+        )
     anchors = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
     fisher = fisher_information(base, known, images=fisher_images, seed=seed)
-    made["EWC"] = best("EWC", {w: Elastic(first, anchors, fisher, w, learning_rate) for w in ewc_weights})
-    made["LwF"] = best("LwF", {w: Distilling(first, base, w) for w in lwf_weights})
-    say("DeepArc")
+    made["EWC"] = best("EWC", lambda rate: [Elastic(first, anchors, fisher, w, rate) for w in ewc_weights])
+    made["LwF"] = best("LwF", lambda rate: [Distilling(first, base, w) for w in lwf_weights])
     sample = known.normalise(known.train.limit(similarity_images, seed=seed).images).to(example.device)
     part = redundant_layers(similarity_to_previous(base, sample), neurons.full())
     rows = range(first, first + len(new.classes))
-    partial = Partial(grown(), part, example, classes=rows, batch_statistics=True)
-    fit(partial, only, objective=NewRows(first), **training)
-    made["DeepArc"] = partial.merged()
+
+    def layers() -> nn.Module:
+        return Partial(grown(), part, example, classes=rows, batch_statistics=True)
+
+    made["DeepArc"] = best("DeepArc", lambda rate: [NewRows(first)], make=layers)
     return made
 
 

@@ -1,4 +1,4 @@
-"""What every bench shares: its scales, its manifest, finished parts on disk, and means with their spread."""
+"""What every bench shares: scales, networks and seeds, finished parts on disk, and means with their spread."""
 
 from __future__ import annotations
 
@@ -7,20 +7,128 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..data import Data
+from .. import models
+from ..data import Data, load
 from ..errors import TorchsliceError
 from ..files import atomic_write
 from ..registry import Registry, unknown
+from ..training import fit
 
 SCALES = ("smoke", "cpu", "paper")
 #: name -> function (scale, *, data_dir, out, seed, device, progress) -> plain data; it writes out/NAME.json and .md
 BENCHES: Registry[Callable[..., dict[str, Any]]] = Registry("bench")
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a bench trains first: a built-in network on a built-in data set."""
+
+    data: str
+    model: str
+    width: float
+    epochs: int
+    train_images: int | None = None  # None is all
+    validation_images: int | None = None
+
+    def load(self, data_dir: str | Path | None, seed: int) -> Data:
+        """Load its data."""
+        data = load(self.data, data_dir, seed=seed)
+        return data.limit(train=self.train_images, validation=self.validation_images, seed=seed)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network and one seed of a bench, measured by `result`.
+
+    `settings` are those of the scale: `networks`, `seeds`, `seed` (the first), `learning_rate`, and a bench's own.
+    """
+
+    settings: Any
+    network: Any  # Network, with a bench's own fields
+    data: Data
+    seed: int
+    folder: Path
+    device: str
+    progress: bool
+
+    def result(self) -> dict[str, Any]:
+        """Return everything that is measured, as plain data."""
+        raise NotImplementedError
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """Options of whatever takes long."""
+        return {"device": self.device, "progress": self.progress}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Options of the first training."""
+        rate = self.settings.learning_rate
+        return {"epochs": self.network.epochs, "learning_rate": rate, "seed": self.seed, **self.running}
+
+    def note(self, text: str) -> None:
+        """Say on standard error what is being done."""
+        note(f"{self.network.model} on {self.network.data}, seed {self.seed}: {text}", self.progress)
+
+    def new(self, data: Data) -> nn.Module:
+        """Return the untrained network for the classes of some data; its weights follow from the seed."""
+        torch.manual_seed(self.seed)
+        arguments = {"channels": data.train.images.shape[1], "width": self.network.width}
+        return models.create(self.network.model, num_classes=len(data.classes), **arguments)
+
+    def trained(self, data: Data, *, folder: Path | None = None) -> nn.Module:
+        """Train the network on some data."""
+        self.note(f"training on {len(data.classes)} classes, {self.network.epochs} epochs")
+        model = self.new(data)
+        fit(model, data, folder=folder, **self.training)
+        return model
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A bench of several networks and seeds: measures its parts, and writes NAME-SCALE.json and NAME-SCALE.md.
+
+    Finished parts in `out` are reused, so that an interrupted bench goes on where it stopped. `seed` is the first of
+    the seeds. `page` returns the text of the page and may add to the result, which is returned.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    part: type[Part]
+    page: Callable[[dict[str, Any], Path], str]
+
+    def __call__(
+        self,
+        scale: str,
+        *,
+        data_dir: str | Path | None = None,
+        out: str | Path = "results",
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool = True,
+    ) -> dict[str, Any]:
+        check_scale(scale)
+        settings, folder, runs = replace(self.settings[scale], seed=seed), Path(out), []
+        for network in settings.networks:
+            data = network.load(data_dir, seed)
+            for number in range(seed, seed + settings.seeds):
+                name = f"{self.name}-{scale}-{network.data}-{network.model}-seed{number}"
+                used = {**asdict(settings), "networks": asdict(network), "seeds": number, "data_hash": data.fingerprint}
+                part = self.part(settings, network, data, number, folder / name, device, progress)
+                about = {"data": network.data, "model": network.model, "seed": number}
+                runs.append(about | finished_or_run(folder / f"{name}.json", used, part.result))
+        command = f"torchslice bench {self.name} --scale {scale} --seed {seed}"
+        result = {"manifest": manifest(command, asdict(settings)), "runs": runs}
+        path = folder / f"{self.name}-{scale}"
+        return write_result(path, result, self.page(result, path))
 
 
 def check_scale(scale: str) -> None:
@@ -29,8 +137,8 @@ def check_scale(scale: str) -> None:
         raise unknown("scale", scale, SCALES)
 
 
-def manifest(command: str, settings: dict[str, Any], data: Data | None = None) -> dict[str, Any]:
-    """Return what is needed to repeat a run: command, settings, versions, processor, and a hash of the data."""
+def manifest(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what is needed to repeat a run: command, settings, versions, and processor."""
     return {
         "command": command,
         "settings": settings,
@@ -38,8 +146,21 @@ def manifest(command: str, settings: dict[str, Any], data: Data | None = None) -
         "python": platform.python_version(),
         "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "data": None if data is None else f"{data!r} {data.fingerprint}",
     }
+
+
+def machine(about: Mapping[str, Any]) -> str:
+    """Write where and with what a run was made."""
+    accelerator = about["accelerator"] or "none"
+    return f"{about['processor']}, accelerator {accelerator}, torch {about['torch']}, Python {about['python']}"
+
+
+def by_network(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the runs of every network, by "MODEL on DATA"."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(f"{run['model']} on {run['data']}", []).append(run)
+    return found
 
 
 def note(text: str, progress: bool) -> None:

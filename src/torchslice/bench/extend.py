@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import models
-from ..data import Data, load
+from ..data import Data
 from ..semantic import Rule, contributions, slices_from
 from ..slices import Slice
-from ..training import fit
 from ..use.controls import random_like
 from ..use.evaluate import accuracy, accuracy_of, device_of, predict_logits
 from ..use.extend import extend
@@ -27,19 +24,8 @@ from ..use.extended import Extended, joint_data
 from ..use.extract import extract
 from ..use.settle import settle
 from .continual import by_task, learned
-from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, write_result
-from .extend_page import ARMS, FIGURES, markdown
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is trained on the known classes, and how long each training takes."""
-
-    data: str
-    model: str
-    width: float
-    epochs: int
-    train_images: int | None = None  # None is all
+from .experiment import BENCHES, Bench, Network, Part
+from .extend_page import page
 
 
 @dataclass(frozen=True)
@@ -59,8 +45,12 @@ class Settings:
     chain_share: float = 0.3
     learning_rate: float = 0.05
     settle_learning_rate: float = 0.02
-    ewc_weights: tuple[float, ...] = (10.0, 100.0, 1000.0)  # the best on validation is used
-    lwf_weights: tuple[float, ...] = (0.25, 1.0, 4.0)
+    rates: tuple[float, ...] = (
+        0.005,
+        0.02,
+    )  # of the rivals that start from the network; the best on validation is used
+    ewc_weights: tuple[float, ...] = (100.0, 1000.0)  # likewise
+    lwf_weights: tuple[float, ...] = (0.5, 2.0)
     fisher_images: int = 500
     similarity_images: int = 512
     seed: int = 0
@@ -74,6 +64,7 @@ SETTINGS = {
         samples_per_class=16,
         shares=(0.5,),
         restarts=(True,),
+        rates=(),
         ewc_weights=(100.0,),
         lwf_weights=(1.0,),
         fisher_images=20,
@@ -82,9 +73,9 @@ SETTINGS = {
     ),
     "cpu": Settings(
         (
-            Network("mnist", "lenet", 1.0, epochs=5, train_images=10_000),
-            Network("fashion-mnist", "convnet", 0.5, epochs=5, train_images=10_000),
-            Network("cifar10", "convnet", 0.5, epochs=6, train_images=20_000),
+            Network("mnist", "lenet", 1.0, epochs=5, train_images=10_000, validation_images=1_000),
+            Network("fashion-mnist", "convnet", 0.5, epochs=5, train_images=10_000, validation_images=1_000),
+            Network("cifar10", "convnet", 0.5, epochs=6, train_images=12_000, validation_images=1_200),
         ),
         seeds=3,
         settle_epochs=3,
@@ -104,37 +95,6 @@ SETTINGS = {
         metrics=("avg", "var", "ens", "taylor"),
     ),
 }
-
-
-@BENCHES.register("extend")
-def extend_bench(
-    scale: str,
-    *,
-    data_dir: str | Path | None = None,
-    out: str | Path = "results",
-    seed: int = 0,
-    device: str = "auto",
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Teach networks of half the classes the other half in every way, and measure both halves.
-
-    Finished parts in `out` are reused. Writes extend-SCALE.json and extend-SCALE.md there and returns the JSON.
-    """
-    check_scale(scale)
-    settings, folder = replace(SETTINGS[scale], seed=seed), Path(out)
-    parts = []
-    for network in settings.networks:
-        data = load(network.data, data_dir, seed=seed)
-        if network.train_images is not None:
-            data = data.limit(train=network.train_images, validation=network.train_images // 10, seed=seed)
-        for number in range(seed, seed + settings.seeds):
-            name = f"extend-{scale}-{network.data}-{network.model}-seed{number}"
-            used = {**asdict(settings), "networks": asdict(network), "seeds": number, "data_hash": data.fingerprint}
-            run = _Run(settings, network, data, number, device, progress)
-            parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
-    command = f"torchslice bench extend --scale {scale} --seed {seed}"
-    result = {"manifest": manifest(command, asdict(settings)), "arms": ARMS, "figures": FIGURES, "runs": parts}
-    return write_result(folder / f"extend-{scale}", result, markdown(result))
 
 
 @dataclass(frozen=True)
@@ -158,15 +118,8 @@ class _Variant:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One network and one seed."""
-
-    settings: Settings
-    network: Network
-    data: Data
-    seed: int
-    device: str
-    progress: bool
+class Extending(Part):
+    """One network that learns more classes in every way."""
 
     def result(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -188,9 +141,6 @@ class _Run:
         }
         self.note("a chain of small tasks")
         return {
-            "data": self.network.data,
-            "model": self.network.model,
-            "seed": self.seed,
             "train_images": len(self.data.train),
             "epochs": self.network.epochs,
             "whole": accuracy(base, known).overall,
@@ -209,35 +159,12 @@ class _Run:
             found.append(self.data.restrict([next(names) for _ in range(size)]))
         return found
 
-    @property
-    def training(self) -> dict[str, Any]:
-        return {
-            "epochs": self.network.epochs,
-            "learning_rate": self.settings.learning_rate,
-            "seed": self.seed,
-            "device": self.device,
-            "progress": self.progress,
-        }
-
-    def note(self, text: str) -> None:
-        note(f"{self.network.model} on {self.network.data}, seed {self.seed}: {text}", self.progress)
-
-    def trained(self, task: Data) -> nn.Module:
-        """Train a network on a task from scratch."""
-        self.note(f"training on {len(task.classes)} classes")
-        torch.manual_seed(self.seed)
-        arguments = {"channels": self.data.train.images.shape[1], "width": self.network.width}
-        model = models.create(self.network.model, num_classes=len(task.classes), **arguments)
-        fit(model, task, **self.training)
-        return model
-
     # -- ours ---------------------------------------------------------------------------------------------------
     def variants(self, base: nn.Module, known: Data, new: Data) -> list[_Variant]:
         """Settle and extend with every metric and share."""
         settings, made = self.settings, []
         options: dict[str, Any] = {"samples_per_class": settings.samples_per_class, "seed": self.seed}
-        running: dict[str, Any] = {"device": self.device, "progress": self.progress}
-        scores = contributions(base, known, metric=settings.metrics, **options, **running)
+        scores = contributions(base, known, metric=settings.metrics, **options, **self.running)
         for metric in settings.metrics:
             for share in settings.shares:
                 critical = slices_from(scores, Rule(metric, "global", share=share)).critical
@@ -316,6 +243,7 @@ class _Run:
             lwf_weights=settings.lwf_weights,
             fisher_images=settings.fisher_images,
             similarity_images=settings.similarity_images,
+            rates=settings.rates,
             say=self.note,
             **self.training,
         )
@@ -345,7 +273,7 @@ class _Run:
                 "correct_only": False,
             }
             network = state.network()
-            found = contributions(network, task, **options, device=self.device, progress=self.progress)
+            found = contributions(network, task, **options, **self.running)
             added = slices_from(found, Rule("taylor", "global", share=settings.chain_share)).critical
             critical = added if critical is None else critical | added
             state = state.on(self.settled(state, critical, task).model)
@@ -358,3 +286,6 @@ class _Run:
             }
             if not ~critical:
                 return
+
+
+BENCHES.register("extend")(Bench("extend", SETTINGS, Extending, page))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from .experiment import spread, table
+from .experiment import by_network, machine, spread, table
 
 #: what is measured of every arm, all on test images
 FIGURES = {
@@ -34,33 +35,31 @@ ARMS = {
 }
 
 
-def markdown(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any], path: Path) -> str:
     """Write three tables per network: the arms, what the choice of critical neurons does, and the chain of tasks."""
     about, settings = result["manifest"], result["manifest"]["settings"]
     lines = [
         "# Extending a network by new classes",
         "",
-        f"`{about['command']}`: {settings['seeds']} seeds; "
-        f"{about['processor']}, accelerator {about['accelerator'] or 'none'}, torch {about['torch']}, "
-        f"Python {about['python']}.",
+        f"`{about['command']}`: {settings['seeds']} seeds; {machine(about)}.",
         "",
         f"A network learns the first {settings['known']} classes, then the others. Test accuracy in percent, mean ± "
         "standard deviation over the seeds: of known and new classes where it is given which of both an image shows, "
         "then of all classes where it is not, and the two halves of that. All trainings are equally long "
         f"(settling: {settings['settle_epochs']} epochs more). Share and metric of the critical neurons, whether the "
-        "others start anew, and the weights of EWC and LwF are chosen by validation accuracy. *kept* is known accuracy "
+        "others start anew, and the learning rates of all that train the whole network or DeepArc's layers and the "
+        "weights of EWC and LwF are chosen by validation accuracy. *kept* is known accuracy "
         "after extending over that of what answered before, the slice or the whole network.",
         "",
         _identical(result["runs"]),
     ]
-    for data, model in dict.fromkeys((run["data"], run["model"]) for run in result["runs"]):
-        runs = [run for run in result["runs"] if (run["data"], run["model"]) == (data, model)]
+    for name, runs in by_network(result["runs"]).items():
         whole = spread([run["whole"] for run in runs])
         chosen = "; ".join(_choice(run["chosen"]) for run in runs)
         images = f"{runs[0]['train_images']:,} training images, {runs[0]['epochs']} epochs"
-        lines += ["", f"## {model} on {data}", "", f"{images}. Known classes before: {whole}. Critical: {chosen}."]
-        lines += ["", _arms(runs, result), "", _variants(runs), "", _chain(runs)]
-    lines += ["", *(f"- **{arm}**: {meaning}." for arm, meaning in result["arms"].items()), ""]
+        lines += ["", f"## {name}", "", f"{images}. Known classes before: {whole}. Critical: {chosen}."]
+        lines += ["", _arms(runs), "", _variants(runs), "", _chain(runs)]
+    lines += ["", *(f"- **{arm}**: {meaning}." for arm, meaning in ARMS.items()), ""]
     return "\n".join(lines)
 
 
@@ -73,10 +72,10 @@ def _identical(runs: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _arms(runs: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
-    figures = list(result["figures"])
+def _arms(runs: Sequence[dict[str, Any]]) -> str:
+    figures = list(FIGURES)
     rows = []
-    for arm in result["arms"]:
+    for arm in ARMS:
         cells = [spread([run["arms"][arm].get(figure) for run in runs]) for figure in figures]
         kept = [run["arms"][arm].get("kept") for run in runs]
         rows.append([arm, *cells[:1], spread(kept), *cells[1:]])

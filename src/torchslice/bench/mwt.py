@@ -7,33 +7,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import models
-from ..data import Data, load
 from ..modular import GatedModel, attach_gates, gate_statistics, objective, report, slices_from
 from ..slices import Slice, union
 from ..training import fit
-from ..use.evaluate import accuracy, accuracy_of, predict_logits, restrict_logits
+from ..use.evaluate import accuracy, accuracy_of, device_of, predict_logits, restrict_logits
 from ..use.extract import extract
 from ..use.finetune import finetune
 from ..use.stages import evaluate_stages
-from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, spread, table, write_result
+from .experiment import BENCHES, Bench, Network, Part, by_network, machine, spread, table
 
 
 @dataclass(frozen=True)
 class Settings:
     """One scale of the bench."""
 
-    data: str
-    networks: tuple[tuple[str, float], ...]  # built-in name, width
-    train_images: int | None  # None is all
-    epochs: int
+    networks: tuple[Network, ...]
     seeds: int
     finetune_epochs: int
     task_sizes: tuple[int, ...] = (2, 5, 10)
@@ -46,13 +41,14 @@ class Settings:
 
 
 SETTINGS = {
-    "smoke": Settings("digits", (("convnet", 0.25),), None, epochs=2, seeds=1, finetune_epochs=1, task_sizes=(2, 10)),
-    "cpu": Settings("cifar10", (("convnet", 0.5),), 20_000, epochs=12, seeds=3, finetune_epochs=3),
+    "smoke": Settings((Network("digits", "convnet", 0.25, epochs=2),), seeds=1, finetune_epochs=1, task_sizes=(2, 10)),
+    "cpu": Settings(
+        (Network("cifar10", "convnet", 0.5, epochs=12, train_images=20_000, validation_images=2_000),),
+        seeds=3,
+        finetune_epochs=3,
+    ),
     "paper": Settings(
-        "cifar10",
-        (("simcnn", 1.0), ("rescnn", 1.0), ("vgg16", 1.0), ("resnet18", 1.0)),
-        None,
-        epochs=200,
+        tuple(Network("cifar10", name, 1.0, epochs=200) for name in ("simcnn", "rescnn", "vgg16", "resnet18")),
         seeds=3,
         finetune_epochs=10,
     ),
@@ -73,74 +69,20 @@ ARMS = {
 }
 
 
-@BENCHES.register("mwt")
-def mwt(
-    scale: str,
-    *,
-    data_dir: str | Path | None = None,
-    out: str | Path = "results",
-    seed: int = 0,
-    device: str = "auto",
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Train every network the standard and the modular way, slice it, and evaluate sub-models of disjoint sub-tasks.
-
-    Finished parts in `out` are reused, so that an interrupted run goes on where it stopped. Writes mwt-SCALE.json and
-    mwt-SCALE.md there and returns the JSON. `seed` is the first of the seeds.
-    """
-    check_scale(scale)
-    settings, folder = replace(SETTINGS[scale], seed=seed), Path(out)
-    data = load(settings.data, data_dir, seed=seed)
-    if settings.train_images is not None:
-        data = data.limit(train=settings.train_images, validation=settings.train_images // 10, seed=seed)
-    parts = []
-    for network, width in settings.networks:
-        for number in range(seed, seed + settings.seeds):
-            name = f"mwt-{scale}-{network}-seed{number}"
-            used = {**asdict(settings), "networks": [network, width], "seeds": number, "data_hash": data.fingerprint}
-            run = _Run(settings, data, network, width, number, folder / name, device, progress)
-            parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
-    command = f"torchslice bench mwt --scale {scale} --seed {seed}"
-    result = {"manifest": manifest(command, asdict(settings), data), "arms": ARMS, "runs": parts}
-    return write_result(folder / f"mwt-{scale}", result, markdown(result))
-
-
 @dataclass(frozen=True)
-class _Run:
-    """One network and one seed."""
-
-    settings: Settings
-    data: Data
-    network: str
-    width: float
-    seed: int
-    folder: Path
-    device: str
-    progress: bool
+class Modularizing(Part):
+    """One network, trained both ways, and its sub-models."""
 
     def result(self) -> dict[str, Any]:
         settings, data = self.settings, self.data
-        channels = data.train.images.shape[1]
-
-        def new() -> torch.nn.Module:
-            torch.manual_seed(self.seed)  # standard and modular training start from the same weights
-            return models.create(self.network, num_classes=len(data.classes), channels=channels, width=self.width)
-
-        common: dict[str, Any] = {
-            "epochs": settings.epochs,
-            "learning_rate": settings.learning_rate,
-            "seed": self.seed,
-            "device": self.device,
-            "progress": self.progress,
-        }
-        standard = new()
-        note(f"{self.network}, seed {self.seed}: standard training, {settings.epochs} epochs", self.progress)
-        rows = fit(standard, data, folder=self.folder / "standard", **common)
+        standard = self.new(data)  # both start from the same weights
+        self.note(f"standard training, {self.network.epochs} epochs")
+        rows = fit(standard, data, folder=self.folder / "standard", **self.training)
         seconds = {"standard": sum(row["seconds"] for row in rows)}
-        gated = attach_gates(new(), data.example, seed=self.seed)
+        gated = attach_gates(self.new(data), data.example, seed=self.seed)
         losses = objective(cohesion_weight=settings.cohesion_weight, coupling_weight=settings.coupling_weight)
-        note(f"{self.network}, seed {self.seed}: modular training, {settings.epochs} epochs", self.progress)
-        rows = fit(gated, data, objective=losses, folder=self.folder / "modular", **common)
+        self.note(f"modular training, {self.network.epochs} epochs")
+        rows = fit(gated, data, objective=losses, folder=self.folder / "modular", **self.training)
         seconds["modular"] = sum(row["seconds"] for row in rows)
         started = time.perf_counter()
         statistics = gate_statistics(gated, data, progress=self.progress)
@@ -153,8 +95,6 @@ class _Run:
                 classes = list(data.classes[first : first + size])
                 tasks.append(self.task(standard, gated, slices, statistics.mean, classes))
         return {
-            "network": self.network,
-            "seed": self.seed,
             "standard_accuracy": accuracy(standard, data).overall,
             "modular_accuracy": accuracy(gated, data).overall,
             "report": measured.to_plain(),
@@ -173,13 +113,13 @@ class _Run:
     ) -> dict[str, Any]:
         """Evaluate one sub-task at every stage."""
         settings, data = self.settings, self.data
-        note(f"{self.network}, seed {self.seed}: sub-task {', '.join(classes)}", self.progress)
+        self.note(f"sub-task {', '.join(classes)}")
         indices, task = data.class_indices(classes), data.restrict(classes)
-        example = data.example.to(next(gated.parameters()).device)
+        example = data.example.to(device_of(gated))
         part = union(slices[name] for name in classes)
         folded = gated.fold({layer: mean[indices].mean(0) for layer, mean in means.items()})
         dropped = extract(gated.fold(), part, example, classes=indices)
-        tuning: dict[str, Any] = {"seed": self.seed, "device": self.device, "progress": self.progress}
+        tuning: dict[str, Any] = {"seed": self.seed, **self.running}
         stages = evaluate_stages(
             folded,
             data,
@@ -187,7 +127,7 @@ class _Run:
             classes=classes,
             epochs=settings.finetune_epochs,
             learning_rate=settings.finetune_learning_rate,
-            scratch_epochs=settings.epochs,
+            scratch_epochs=self.network.epochs,
             scratch_learning_rate=settings.learning_rate,
             rival=standard,
             **tuning,
@@ -221,16 +161,14 @@ class _Run:
         }
 
 
-def markdown(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any], path: Path) -> str:
     """Write the tables of a result: means over sub-tasks of one size, then mean and standard deviation over seeds."""
     about, settings = result["manifest"], result["manifest"]["settings"]
     tuning, slash = settings["finetune_epochs"], " / ".join(str(size) for size in settings["task_sizes"])
     lines = [
         "# Modularizing while training",
         "",
-        f"`{about['command']}`: {settings['epochs']} epochs, {settings['seeds']} seeds, {about['data']}; "
-        f"{about['processor']}, "
-        f"accelerator {about['accelerator'] or 'none'}, torch {about['torch']}, Python {about['python']}.",
+        f"`{about['command']}`: {settings['seeds']} seeds; {machine(about)}.",
         "",
         f"Test accuracy in percent. Sub-tasks of {slash} classes are disjoint and cover all classes where they "
         "can; a figure is "
@@ -238,12 +176,14 @@ def markdown(result: dict[str, Any]) -> str:
         "epochs, its epoch "
         "chosen on validation images; every fine-tuned arm has the same settings.",
     ]
-    for network in dict.fromkeys(run["network"] for run in result["runs"]):
-        runs = [run for run in result["runs"] if run["network"] == network]
-        lines += ["", f"## {network}", "", _whole(runs), "", _tasks(runs, settings["task_sizes"], result["arms"])]
+    networks = {f"{network['model']} on {network['data']}": network for network in settings["networks"]}
+    for name, runs in by_network(result["runs"]).items():
+        images = networks[name]["train_images"]
+        about = f"{networks[name]['epochs']} epochs, {f'{images:,}' if images else 'all'} training images."
+        lines += ["", f"## {name}", "", about, "", _whole(runs), "", _tasks(runs, settings["task_sizes"])]
         warnings = sorted({text for run in runs for text in run["warnings"]})
         lines += ["", *(f"- Health: {text}" for text in warnings)] if warnings else []
-    lines += ["", *(f"- **{arm}**: {meaning}." for arm, meaning in result["arms"].items()), ""]
+    lines += ["", *(f"- **{arm}**: {meaning}." for arm, meaning in ARMS.items()), ""]
     return "\n".join(lines)
 
 
@@ -265,7 +205,7 @@ def _whole(runs: list[dict[str, Any]]) -> str:
     return table(["whole network", "value"], rows)
 
 
-def _tasks(runs: list[dict[str, Any]], sizes: list[int], arms: dict[str, str]) -> str:
+def _tasks(runs: list[dict[str, Any]], sizes: list[int]) -> str:
     def mean(run: dict[str, Any], size: int, read: Any) -> float | None:
         values = [read(task) for task in run["tasks"] if len(task["classes"]) == size]
         return sum(values) / len(values) if values else None
@@ -274,7 +214,7 @@ def _tasks(runs: list[dict[str, Any]], sizes: list[int], arms: dict[str, str]) -
         return next(stage for stage in task["stages"] if stage["name"] == "extracted")
 
     figures: dict[str, Callable[[dict[str, Any]], float]] = {
-        **{arm: partial(_accuracy, arm) for arm in arms},
+        **{arm: partial(_accuracy, arm) for arm in ARMS},
         "*neuron retention of the union, %*": lambda task: task["neuron_retention"],
         "*parameters of the sub-model, %*": lambda task: cut(task)["param_retention"],
         "*MACs of the sub-model, %*": lambda task: cut(task)["mac_retention"],
@@ -283,3 +223,6 @@ def _tasks(runs: list[dict[str, Any]], sizes: list[int], arms: dict[str, str]) -
         [name, *(spread([mean(run, size, read) for run in runs]) for size in sizes)] for name, read in figures.items()
     ]
     return table(["sub-task of", *(f"{size} classes" for size in sizes)], rows)
+
+
+BENCHES.register("mwt")(Bench("mwt", SETTINGS, Modularizing, page))

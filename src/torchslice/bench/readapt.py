@@ -7,62 +7,40 @@ something else in the same way, at the learning rate that is best for it on vali
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from .. import models
 from ..core.find import find_neurons
 from ..core.neurons import Neurons
-from ..data import Data, Split, load
+from ..data import Data, Split
 from ..semantic import Rule, contributions, slices_from
 from ..slices import Slice
-from ..training import fit
 from ..use.controls import random_like
-from ..use.evaluate import accuracy
+from ..use.evaluate import accuracy, device_of
 from ..use.partial import Partial
 from ..use.pruning import worthiest
 from ..use.readapt import Readapted, adapt
-from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, write_result
-from .readapt_page import markdown
+from .experiment import BENCHES, Bench, Network, Part
+from .readapt_page import page
 from .rivals import LowRank, deeparc_part, layer_similarity
 from .scenarios import damaged, shifted
 
-ARMS = {
-    "not adapted": "the network as it was",
-    "full fine-tuning": "all parameters, and batch-norm statistics",
-    "last layer": "the rows of the class scores only",
-    "DeepArc": "the layers, five or half of all, at which the similarity of old and new images drops most",
-    "low-rank adapters": "low-rank additions to all weights, as many parameters as the critical neurons have",
-    "critical neurons": "the neurons that contribute most per parameter, up to a share of all parameters",
-    "critical neurons, classifier": "the same and the rows of the class scores",
-    "critical neurons, equal shares": "the neurons that contribute most in every layer, the same share of each",
-    "control: random neurons": "as many random neurons in every layer as the critical ones",
-    "control: random, equal shares": "the same share of every layer",
-}
-
 
 @dataclass(frozen=True)
-class Network:
-    """What is trained before it is adapted; attacks move pixels by `epsilon` grey levels."""
+class Attacked(Network):
+    """A network whose attacks move pixels by `epsilon` grey levels."""
 
-    data: str
-    model: str
-    width: float
-    epochs: int
-    epsilon: int
+    epsilon: int = 0
 
 
 @dataclass(frozen=True)
 class Settings:
     """One scale of the bench. Critical neurons have `share` of the parameters; `points` are those that damage costs."""
 
-    networks: tuple[Network, ...]
-    train_images: int | None  # None is all
-    measured_images: int | None  # of the validation and of the test split
+    networks: tuple[Attacked, ...]
+    measured_images: int | None  # None is all; of the validation and of the test split
     new_samples: int
     samples_per_class: int
     seeds: int
@@ -80,8 +58,7 @@ class Settings:
 
 SETTINGS = {
     "smoke": Settings(
-        (Network("digits", "convnet", 0.25, epochs=4, epsilon=30),),
-        train_images=None,
+        (Attacked("digits", "convnet", 0.25, epochs=4, epsilon=30),),
         measured_images=None,
         new_samples=100,
         samples_per_class=16,
@@ -93,11 +70,10 @@ SETTINGS = {
     ),
     "cpu": Settings(
         (
-            Network("mnist", "lenet", 1.0, epochs=5, epsilon=40),
-            Network("fashion-mnist", "convnet", 0.5, epochs=6, epsilon=12),
-            Network("cifar10", "convnet", 0.25, epochs=10, epsilon=6),
+            Attacked("mnist", "lenet", 1.0, epochs=5, train_images=20_000, epsilon=40),
+            Attacked("fashion-mnist", "convnet", 0.5, epochs=6, train_images=20_000, epsilon=12),
+            Attacked("cifar10", "convnet", 0.25, epochs=10, train_images=20_000, epsilon=6),
         ),
-        train_images=20_000,
         measured_images=1_000,
         new_samples=1_000,
         samples_per_class=128,
@@ -108,12 +84,11 @@ SETTINGS = {
     ),
     "paper": Settings(
         (
-            Network("mnist", "lenet", 1.0, epochs=20, epsilon=40),
-            Network("fashion-mnist", "convnet", 1.0, epochs=60, epsilon=12),
-            Network("cifar10", "resnet18", 1.0, epochs=160, epsilon=8),
-            Network("cifar10", "vgg16", 1.0, epochs=160, epsilon=8),
+            Attacked("mnist", "lenet", 1.0, epochs=20, epsilon=40),
+            Attacked("fashion-mnist", "convnet", 1.0, epochs=60, epsilon=12),
+            Attacked("cifar10", "resnet18", 1.0, epochs=160, epsilon=8),
+            Attacked("cifar10", "vgg16", 1.0, epochs=160, epsilon=8),
         ),
-        train_images=None,
         measured_images=None,
         new_samples=1_000,
         samples_per_class=256,
@@ -124,37 +99,6 @@ SETTINGS = {
         learning_rates=(0.0005, 0.002, 0.005, 0.02),
     ),
 }
-
-
-@BENCHES.register("readapt")
-def bench_readapt(
-    scale: str,
-    *,
-    data_dir: str | Path | None = None,
-    out: str | Path = "results",
-    seed: int = 0,
-    device: str = "auto",
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Adapt trained networks in every scenario by every arm.
-
-    Finished parts in `out` are reused. Writes readapt-SCALE.json and readapt-SCALE.md there and returns the JSON.
-    `seed` is the first of the seeds.
-    """
-    check_scale(scale)
-    settings, folder = replace(SETTINGS[scale], seed=seed), Path(out)
-    parts = []
-    for network in settings.networks:
-        data = load(network.data, data_dir, seed=seed)
-        data = data.limit(train=settings.train_images, seed=seed)
-        for number in range(seed, seed + settings.seeds):
-            name = f"readapt-{scale}-{network.data}-{network.model}-seed{number}"
-            used = {**asdict(settings), "networks": asdict(network), "seeds": number, "data_hash": data.fingerprint}
-            run = _Run(settings, network, data, number, folder / name, device, progress)
-            parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
-    command = f"torchslice bench readapt --scale {scale} --seed {seed}"
-    result = {"manifest": manifest(command, asdict(settings)), "arms": ARMS, "runs": parts}
-    return write_result(folder / f"readapt-{scale}", result, markdown(result))
 
 
 @dataclass(frozen=True)
@@ -169,45 +113,26 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One network and one seed."""
-
-    settings: Settings
-    network: Network
-    data: Data
-    seed: int
-    folder: Path
-    device: str
-    progress: bool
+class Readapting(Part):
+    """One trained network, adapted in every scenario by every arm."""
 
     def result(self) -> dict[str, Any]:
-        network, settings = self.network, self.settings
-        running: dict[str, Any] = {"device": self.device, "progress": self.progress}
-        torch.manual_seed(self.seed)
-        arguments = {"channels": self.data.train.images.shape[1], "width": network.width}
-        model = models.create(network.model, num_classes=len(self.data.classes), **arguments)
-        note(f"{self.title}: training, {network.epochs} epochs", self.progress)
-        options: dict[str, Any] = {"epochs": network.epochs, "learning_rate": settings.learning_rate, "seed": self.seed}
-        fit(model, self.data, folder=self.folder, **options, **running)
+        settings = self.settings
+        model = self.trained(self.data, folder=self.folder)
         count = settings.measured_images
         data = self.data.limit(validation=count, test=count, seed=self.seed)
-        scores = contributions(
-            model, data, metric=settings.metric, samples_per_class=settings.samples_per_class, seed=self.seed, **running
-        )
-        neurons = find_neurons(model, data.example.to(next(model.parameters()).device))
+        options: dict[str, Any] = {"samples_per_class": settings.samples_per_class, "seed": self.seed, **self.running}
+        scores = contributions(model, data, metric=settings.metric, **options)
+        neurons = find_neurons(model, data.example.to(device_of(model)))
         mean = {layer: score.mean(0) for layer, score in scores[settings.metric].items()}
         critical = worthiest(model, neurons, mean, settings.share)
         equal = slices_from(scores, Rule(settings.metric, "global", share=settings.share)).critical
         rows = []
         for scenario in self.scenarios(model, data):
-            note(f"{self.title}: {scenario.name}", self.progress)
+            self.note(scenario.name)
             for arm, found in self.adapted(model, scenario, data, neurons, critical, equal).items():
                 rows.append({"scenario": scenario.name, "arm": arm, **found})
-        return {"data": network.data, "model": network.model, "seed": self.seed, "rows": rows}
-
-    @property
-    def title(self) -> str:
-        return f"{self.network.model} on {self.network.data}, seed {self.seed}"
+        return {"rows": rows}
 
     def scenarios(self, model: nn.Module, data: Data) -> list[Scenario]:
         """Make all that the network has to be adapted to."""
@@ -231,7 +156,7 @@ class _Run:
     ) -> dict[str, dict[str, Any]]:
         """Adapt a network by every arm and score it on the held-out new samples and on the clean test images."""
         model = scenario.model
-        example = data.example.to(next(model.parameters()).device)
+        example = data.example.to(device_of(model))
         old, new = (data.normalise(split.images).to(example.device) for split in (scenario.original, scenario.new))
         blocks = deeparc_part(layer_similarity((healthy, old), (model, new), example), neurons.full())
         classes = range(len(data.classes))
@@ -265,9 +190,12 @@ class _Run:
 
     def tuned(self, network: nn.Module, new: Split, data: Data, rate: float) -> Readapted:
         settings = self.settings
-        options: dict[str, Any] = {"seed": self.seed, "device": self.device, "progress": self.progress}
-        return adapt(network, new, data, replay=settings.replay, epochs=settings.epochs, learning_rate=rate, **options)
+        options: dict[str, Any] = {"replay": settings.replay, "epochs": settings.epochs, "learning_rate": rate}
+        return adapt(network, new, data, seed=self.seed, **options, **self.running)
 
     def scores(self, model: nn.Module, scenario: Scenario, data: Data) -> dict[str, Any]:
         tests = {"new": replace(data, test=scenario.held_out), "clean": data}
         return {f"{name}_accuracy": accuracy(model, test).overall for name, test in tests.items()}
+
+
+BENCHES.register("readapt")(Bench("readapt", SETTINGS, Readapting, page))

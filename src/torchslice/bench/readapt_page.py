@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from .experiment import spread, table
+from .experiment import by_network, machine, spread, table
+
+ARMS = {
+    "not adapted": "the network as it was",
+    "full fine-tuning": "all parameters, and batch-norm statistics",
+    "last layer": "the rows of the class scores only",
+    "DeepArc": "the layers, five or half of all, at which the similarity of old and new images drops most",
+    "low-rank adapters": "low-rank additions to all weights, as many parameters as the critical neurons have",
+    "critical neurons": "the neurons that contribute most per parameter, up to a share of all parameters",
+    "critical neurons, classifier": "the same and the rows of the class scores",
+    "critical neurons, equal shares": "the neurons that contribute most in every layer, the same share of each",
+    "control: random neurons": "as many random neurons in every layer as the critical ones",
+    "control: random, equal shares": "the same share of every layer",
+}
 
 
 def to_target(arms: dict[str, dict[str, Any]], *, gain: float = 0.9) -> dict[str, dict[str, Any] | None]:
@@ -21,15 +35,14 @@ def to_target(arms: dict[str, dict[str, Any]], *, gain: float = 0.9) -> dict[str
     return {arm: next((row for row in rows if row["new_accuracy"] >= target), None) for arm, rows in epochs.items()}
 
 
-def markdown(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any], path: Path) -> str:
     """Write two tables per network: means over the scenarios, and the accuracies in each of them."""
     about, settings = result["manifest"], result["manifest"]["settings"]
     rates = " or ".join(f"{rate:g}" for rate in settings["learning_rates"])
     lines = [
         "# Re-adaptation",
         "",
-        f"`{about['command']}`: {settings['seeds']} seeds; {about['processor']}, accelerator "
-        f"{about['accelerator'] or 'none'}, torch {about['torch']}, Python {about['python']}.",
+        f"`{about['command']}`: {settings['seeds']} seeds; {machine(about)}.",
         "",
         f"Each arm is trained on {settings['new_samples']} new samples and {settings['replay']:g} old ones per new one "
         f"for {settings['epochs']} epochs; learning rate ({rates}) and epoch are those of the best mean accuracy on "
@@ -38,11 +51,10 @@ def markdown(result: dict[str, Any]) -> str:
         "gain that full fine-tuning makes on new validation samples, where it makes any and an arm gets there. "
         "First the mean over the scenarios, then mean ± standard deviation over the seeds.",
         "",
-        *(f"- **{arm}**: {meaning}." for arm, meaning in result["arms"].items()),
+        *(f"- **{arm}**: {meaning}." for arm, meaning in ARMS.items()),
     ]
-    for data, model in dict.fromkeys((run["data"], run["model"]) for run in result["runs"]):
-        runs = [run for run in result["runs"] if (run["data"], run["model"]) == (data, model)]
-        lines += ["", f"## {model} on {data}", "", _means(runs, result["arms"]), "", _each(runs, result["arms"])]
+    for name, runs in by_network(result["runs"]).items():
+        lines += ["", f"## {name}", "", _means(runs, ARMS), "", _each(runs, ARMS)]
     return "\n".join([*lines, ""])
 
 

@@ -6,44 +6,24 @@ random slice with as many neurons in every layer.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from .. import models
 from ..core.find import find_neurons
-from ..data import Data, load
 from ..semantic import Rule, contributions, prefix_similarity, slices_from
 from ..slices import Slice
-from ..training import fit
 from ..use.controls import random_like
-from ..use.evaluate import accuracy
+from ..use.evaluate import accuracy, device_of
 from ..use.extract import extract
 from ..use.pruning import PRUNING
 from ..use.restructure import STRUCTURED, restructure
 from ..use.restructured import Restructured, Step
-from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, write_result
-from .restructure_page import markdown
+from .experiment import BENCHES, Bench, Network, Part
+from .restructure_page import ARMS, page
 
 METRIC = "taylor"
-ARMS = {
-    "whole": "without slicing",
-    "slice": "from the semantic slice",
-    "random": "control: from a random slice with as many neurons in every layer",
-}
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is trained before it is restructured."""
-
-    data: str
-    model: str
-    width: float
-    epochs: int
 
 
 @dataclass(frozen=True)
@@ -54,9 +34,7 @@ class Settings:
     """
 
     networks: tuple[Network, ...]
-    train_images: int | None  # None is all
-    retraining_images: int | None  # of these, in every iteration
-    validation_images: int | None
+    retraining_images: int | None  # in every iteration; None is all
     samples_per_class: int
     seeds: int
     epochs_per_iteration: int = 1
@@ -74,9 +52,7 @@ class Settings:
 SETTINGS = {
     "smoke": Settings(
         (Network("digits", "lenet", 0.5, epochs=4),),
-        train_images=None,
         retraining_images=400,
-        validation_images=None,
         samples_per_class=16,
         seeds=1,
         rate=0.5,
@@ -84,13 +60,11 @@ SETTINGS = {
     ),
     "cpu": Settings(
         (
-            Network("mnist", "lenet", 1.0, epochs=5),
-            Network("fashion-mnist", "convnet", 0.5, epochs=6),
-            Network("cifar10", "convnet", 0.25, epochs=10),
+            Network("mnist", "lenet", 1.0, epochs=5, train_images=20_000, validation_images=2_000),
+            Network("fashion-mnist", "convnet", 0.5, epochs=6, train_images=20_000, validation_images=2_000),
+            Network("cifar10", "convnet", 0.25, epochs=10, train_images=20_000, validation_images=2_000),
         ),
-        train_images=20_000,
         retraining_images=4_000,
-        validation_images=2_000,
         samples_per_class=128,
         seeds=3,
     ),
@@ -101,9 +75,7 @@ SETTINGS = {
             Network("cifar10", "resnet18", 1.0, epochs=160),
             Network("cifar10", "vgg16", 1.0, epochs=160),
         ),
-        train_images=None,
         retraining_images=None,
-        validation_images=None,
         samples_per_class=256,
         seeds=3,
         epochs_per_iteration=10,
@@ -112,62 +84,17 @@ SETTINGS = {
 }
 
 
-@BENCHES.register("restructure")
-def bench_restructure(
-    scale: str,
-    *,
-    data_dir: str | Path | None = None,
-    out: str | Path = "results",
-    seed: int = 0,
-    device: str = "auto",
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Compress trained networks in every way, to the target within the allowed loss and, where that fails, beyond it.
-
-    Finished parts in `out` are reused. Writes restructure-SCALE.json and restructure-SCALE.md there and returns the
-    JSON. `seed` is the first of the seeds.
-    """
-    check_scale(scale)
-    settings, folder = replace(SETTINGS[scale], seed=seed), Path(out)
-    parts = []
-    for network in settings.networks:
-        data = load(network.data, data_dir, seed=seed)
-        data = data.limit(train=settings.train_images, validation=settings.validation_images, seed=seed)
-        for number in range(seed, seed + settings.seeds):
-            name = f"restructure-{scale}-{network.data}-{network.model}-seed{number}"
-            used = {**asdict(settings), "networks": asdict(network), "seeds": number, "data_hash": data.fingerprint}
-            run = _Run(settings, network, data, number, folder / name, device, progress)
-            parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
-    command = f"torchslice bench restructure --scale {scale} --seed {seed}"
-    result = {"manifest": manifest(command, asdict(settings)), "arms": ARMS, "runs": parts}
-    return write_result(folder / f"restructure-{scale}", result, markdown(result))
-
-
 @dataclass(frozen=True)
-class _Run:
-    """One network and one seed."""
-
-    settings: Settings
-    network: Network
-    data: Data
-    seed: int
-    folder: Path
-    device: str
-    progress: bool
+class Restructuring(Part):
+    """One trained network, compressed by every method from every start."""
 
     def result(self) -> dict[str, Any]:
-        network, data, settings = self.network, self.data, self.settings
-        running: dict[str, Any] = {"device": self.device, "progress": self.progress}
-        torch.manual_seed(self.seed)
-        arguments = {"channels": data.train.images.shape[1], "width": network.width}
-        model = models.create(network.model, num_classes=len(data.classes), **arguments)
-        note(f"{self.title}: training, {network.epochs} epochs", self.progress)
-        options: dict[str, Any] = {"epochs": network.epochs, "learning_rate": settings.learning_rate, "seed": self.seed}
-        fit(model, data, folder=self.folder, **options, **running)
+        data, settings = self.data, self.settings
+        model = self.trained(data, folder=self.folder)
         scores = contributions(
-            model, data, metric=METRIC, samples_per_class=settings.samples_per_class, seed=self.seed, **running
+            model, data, metric=METRIC, samples_per_class=settings.samples_per_class, seed=self.seed, **self.running
         )
-        similarity = prefix_similarity(model, data, scores, **running)
+        similarity = prefix_similarity(model, data, scores, **self.running)
         candidates = {t: slices_from(scores, Rule(METRIC, theta=t), similarity).critical for t in settings.thetas}
         theta = self.chosen(model, candidates)
         part = candidates[theta]
@@ -176,26 +103,19 @@ class _Run:
         rows = []
         for method in (*PRUNING.names(), STRUCTURED):
             for arm, start in starts.items():
-                note(f"{self.title}: {method}, {ARMS[arm]}", self.progress)
+                self.note(f"{method}, {ARMS[arm]}")
                 given = {"scores": mean} if method == STRUCTURED else {}
                 rows.append({"method": method, "arm": arm, **self.compressed(model, start, method, **given)})
         return {
-            "data": network.data,
-            "model": network.model,
-            "seed": self.seed,
             "test_accuracy": accuracy(model, data).overall,
             "theta": theta,
             "neuron_retention": part.neuron_retention,
             "rows": rows,
         }
 
-    @property
-    def title(self) -> str:
-        return f"{self.network.model} on {self.network.data}, seed {self.seed}"
-
     def chosen(self, model: nn.Module, candidates: dict[float, Slice]) -> float:
         """Return the first theta that loses little validation accuracy without training, else the last that cuts."""
-        example = self.data.example.to(next(model.parameters()).device)
+        example = self.data.example.to(device_of(model))
         neurons = find_neurons(model, example)
         least = accuracy(model, self.data, split="validation").overall - self.settings.slice_loss
         cutting = [theta for theta, part in candidates.items() if len(part) < len(neurons)]
@@ -214,8 +134,7 @@ class _Run:
             "epochs_per_iteration": settings.epochs_per_iteration,
             "learning_rate": settings.retraining_rate,
             "seed": self.seed,
-            "device": self.device,
-            "progress": self.progress,
+            **self.running,
             **given,
         }
         limit: dict[str, Any] = {"max_accuracy_loss": settings.max_accuracy_loss, "patience": settings.patience}
@@ -248,3 +167,6 @@ def steps_to_kept(result: Restructured) -> list[Step]:
     """Return the rows of a log up to the network that was kept."""
     names = [step.name for step in result.steps]
     return list(result.steps[: names.index(result.kept) + 1])
+
+
+BENCHES.register("restructure")(Bench("restructure", SETTINGS, Restructuring, page))

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from .experiment import spread, table
+from .experiment import by_network, machine, spread, table
 
+ARMS = {
+    "whole": "without slicing",
+    "slice": "from the semantic slice",
+    "random": "control: from a random slice with as many neurons in every layer",
+}
 SHARES = ("compression", "test_accuracy", "target_test_accuracy")
 
 
-def markdown(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any], path: Path) -> str:
     """Write one table per network: a row per method and arm."""
     about, settings = result["manifest"], result["manifest"]["settings"]
     target = f"{1 - settings['param_retention']:.0%}"
     lines = [
         "# Restructuring",
         "",
-        f"`{about['command']}`: {settings['seeds']} seeds; {about['processor']}, accelerator "
-        f"{about['accelerator'] or 'none'}, torch {about['torch']}, Python {about['python']}.",
+        f"`{about['command']}`: {settings['seeds']} seeds; {machine(about)}.",
         "",
         f"Every iteration removes {settings['rate']:.0%} of the surviving weights and trains "
         f"{settings['epochs_per_iteration']} epoch(s), up to {settings['patience']} time(s) again where more than "
@@ -26,11 +31,10 @@ def markdown(result: dict[str, Any]) -> str:
         f"it is that of the network kept. Then to {target} compression, whatever it costs: how many trainings it takes "
         "(that of the cut slice included), their time, and test accuracy at the end. Mean ± standard deviation.",
         "",
-        *(f"- **{arm}**: {meaning}." for arm, meaning in result["arms"].items()),
+        *(f"- **{arm}**: {meaning}." for arm, meaning in ARMS.items()),
     ]
     headings = ["method", "compression, %", "test accuracy, %", f"trainings to {target}", "seconds", f"at {target}, %"]
-    for data, model in dict.fromkeys((run["data"], run["model"]) for run in result["runs"]):
-        runs = [run for run in result["runs"] if (run["data"], run["model"]) == (data, model)]
+    for name, runs in by_network(result["runs"]).items():
         rows = []
         for method, arm in dict.fromkeys((row["method"], row["arm"]) for row in runs[0]["rows"]):
             found = [row for run in runs for row in run["rows"] if (row["method"], row["arm"]) == (method, arm)]
@@ -41,6 +45,6 @@ def markdown(result: dict[str, Any]) -> str:
             rows.append([f"{method}, {arm}", *(cells[key] for key in columns)])
         whole, kept = (spread([run[key] for run in runs], digits=1) for key in ("test_accuracy", "neuron_retention"))
         thetas = ", ".join(f"{run['theta']:g}" for run in runs)
-        title = f"## {model} on {data}: {whole} %; the slice keeps {kept} % of the neurons (theta {thetas})"
+        title = f"## {name}: {whole} %; the slice keeps {kept} % of the neurons (theta {thetas})"
         lines += ["", title, "", table(headings, rows)]
     return "\n".join([*lines, ""])

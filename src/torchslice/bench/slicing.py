@@ -6,25 +6,21 @@ Three slicers, five metrics and ten operating points each, without any training 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from .. import models
 from ..core.find import find_neurons
 from ..core.neurons import Neurons
-from ..data import Data, load
+from ..data import Data
 from ..semantic import METRICS, Contributions, Rule, Similarity, contributions, prefix_similarity, slices_from
 from ..slices import Slice
-from ..training import fit
 from ..use.controls import random_like
-from ..use.evaluate import accuracy
+from ..use.evaluate import accuracy, device_of
 from ..use.extract import extract, retention
-from .experiment import BENCHES, check_scale, finished_or_run, manifest, note, write_result
-from .slicing_page import draw, markdown, summarise
+from .experiment import BENCHES, Bench, Network, Part
+from .slicing_page import page
 
 POSITIONS = {"mean": "means", "all": "maps"}
 SLOPED = "taylor"  # with it a theta that falls with depth is tried
@@ -33,26 +29,15 @@ THETAS = (0.6, 0.75, 0.85, *(n / 100 for n in range(90, 100)))  # the published 
 
 
 @dataclass(frozen=True)
-class Network:
-    """What is trained before it is sliced."""
-
-    data: str
-    model: str
-    width: float
-    epochs: int
-    learning_rate: float = 0.05
-
-
-@dataclass(frozen=True)
 class Settings:
     """One scale of the bench."""
 
     networks: tuple[Network, ...]
-    train_images: int | None  # None is all
-    validation_images: int | None  # for every slice
-    test_images: int | None
+    scored_validation_images: int | None  # for every slice; None is all
+    scored_test_images: int | None
     samples_per_class: int
     seeds: int
+    learning_rate: float = 0.05
     shares: tuple[float, ...] = SHARES
     thetas: tuple[float, ...] = THETAS
     seed: int = 0
@@ -61,9 +46,8 @@ class Settings:
 SETTINGS = {
     "smoke": Settings(
         (Network("digits", "lenet", 0.5, epochs=2), Network("digits", "convnet", 0.25, epochs=2)),
-        train_images=None,
-        validation_images=None,
-        test_images=None,
+        scored_validation_images=None,
+        scored_test_images=None,
         samples_per_class=16,
         seeds=1,
         shares=(0.3, 0.6, 0.9),
@@ -71,14 +55,13 @@ SETTINGS = {
     ),
     "cpu": Settings(
         (
-            Network("mnist", "lenet", 1.0, epochs=5),
-            Network("fashion-mnist", "convnet", 0.5, epochs=6),
-            Network("cifar10", "resnet20", 1.0, epochs=8),
-            Network("cifar10", "vgg16", 0.5, epochs=8),
+            Network("mnist", "lenet", 1.0, epochs=5, train_images=20_000),
+            Network("fashion-mnist", "convnet", 0.5, epochs=6, train_images=20_000),
+            Network("cifar10", "resnet20", 1.0, epochs=8, train_images=20_000),
+            Network("cifar10", "vgg16", 0.5, epochs=8, train_images=20_000),
         ),
-        train_images=20_000,
-        validation_images=500,
-        test_images=1_000,
+        scored_validation_images=500,
+        scored_test_images=1_000,
         samples_per_class=128,
         seeds=3,
     ),
@@ -91,80 +74,33 @@ SETTINGS = {
             Network("cifar10", "vgg16", 1.0, epochs=160),
             Network("cifar100", "resnet18", 1.0, epochs=160),
         ),
-        train_images=None,
-        validation_images=None,
-        test_images=None,
+        scored_validation_images=None,
+        scored_test_images=None,
         samples_per_class=256,
         seeds=3,
     ),
 }
 
 
-@BENCHES.register("slicing")
-def slicing(
-    scale: str,
-    *,
-    data_dir: str | Path | None = None,
-    out: str | Path = "results",
-    seed: int = 0,
-    device: str = "auto",
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Slice trained networks in every way and measure accuracy over compression.
-
-    Finished parts in `out` are reused. Writes slicing-SCALE.json, slicing-SCALE.md and, with matplotlib,
-    slicing-SCALE.png there and returns the JSON.
-    """
-    check_scale(scale)
-    settings, folder = replace(SETTINGS[scale], seed=seed), Path(out)
-    parts = []
-    for network in settings.networks:
-        data = load(network.data, data_dir, seed=seed)
-        data = data.limit(train=settings.train_images, seed=seed)
-        for number in range(seed, seed + settings.seeds):
-            name = f"slicing-{scale}-{network.data}-{network.model}-seed{number}"
-            used = {**asdict(settings), "networks": asdict(network), "seeds": number, "data_hash": data.fingerprint}
-            run = _Run(settings, network, data, number, folder / name, device, progress)
-            parts.append(finished_or_run(folder / f"{name}.json", used, run.result))
-    command = f"torchslice bench slicing --scale {scale} --seed {seed}"
-    path = folder / f"slicing-{scale}"
-    result = {"manifest": manifest(command, asdict(settings)), "summary": summarise(parts), "runs": parts}
-    picture = draw(result, path.with_name(f"{path.name}.png"), progress=progress)
-    return write_result(path, result, markdown(result, picture))
-
-
 @dataclass(frozen=True)
-class _Run:
-    """One network and one seed."""
-
-    settings: Settings
-    network: Network
-    data: Data
-    seed: int
-    folder: Path
-    device: str
-    progress: bool
+class Slicing(Part):
+    """One trained network, held to slices of every kind and size."""
 
     def result(self) -> dict[str, Any]:
-        network, data = self.network, self.data
-        torch.manual_seed(self.seed)
-        arguments = {"channels": data.train.images.shape[1], "width": network.width}
-        model = models.create(network.model, num_classes=len(data.classes), **arguments)
-        note(f"{network.model} on {network.data}, seed {self.seed}: training, {network.epochs} epochs", self.progress)
-        running: dict[str, Any] = {"device": self.device, "progress": self.progress}
-        options: dict[str, Any] = {"epochs": network.epochs, "learning_rate": network.learning_rate, "seed": self.seed}
-        fit(model, data, folder=self.folder, **options, **running)
-        metrics = METRICS.names()
-        count = self.settings.samples_per_class
-        scores = contributions(model, data, metric=metrics, samples_per_class=count, seed=self.seed, **running)
-        similarity = {name: prefix_similarity(model, data, scores, positions=name, **running) for name in POSITIONS}
-        neurons = find_neurons(model, data.example.to(next(model.parameters()).device))
+        data, count = self.data, self.settings.samples_per_class
+        model = self.trained(data, folder=self.folder)
+        scores = contributions(
+            model, data, metric=METRICS.names(), samples_per_class=count, seed=self.seed, **self.running
+        )
+        similarity = {p: prefix_similarity(model, data, scores, positions=p, **self.running) for p in POSITIONS}
+        neurons = find_neurons(model, data.example.to(device_of(model)))
+        counts = {"validation": self.settings.scored_validation_images, "test": self.settings.scored_test_images}
+        scored = data.limit(**counts, seed=self.settings.seed)
         points = [
-            {"slicer": slicer, "metric": metric, "point": point, **self.measure(model, neurons, part)}
+            {"slicer": slicer, "metric": metric, "point": point, **measure(model, neurons, part, scored)}
             for slicer, metric, point, part in self.slices(scores, similarity, neurons)
         ]
-        whole = self.measure(model, neurons, neurons.full())
-        return {"data": network.data, "model": network.model, "seed": self.seed, "whole": whole, "points": points}
+        return {"whole": measure(model, neurons, neurons.full(), scored), "points": points}
 
     def slices(
         self, scores: Contributions, similarity: dict[str, Similarity], neurons: Neurons
@@ -185,18 +121,20 @@ class _Run:
                 if metric == SLOPED:
                     sloped = slices_from(scores, Rule(metric, theta=point), similarity["all"]).critical
                     yield "semantic, CKA of maps, sloped", metric, point, sloped
-            note(f"{self.network.model} on {self.network.data}, seed {self.seed}: {metric} done", self.progress)
+            self.note(f"{metric} done")
         for point in self.settings.shares:
             yield "control: random", "-", point, neurons.random(point, seed=self.seed)
 
-    def measure(self, model: nn.Module, neurons: Neurons, part: Slice) -> dict[str, float]:
-        """Return compression (share of masked parameters), neuron retention and accuracies of a slice."""
-        example = self.data.example.to(next(model.parameters()).device)
-        small = extract(model, part, example, neurons=neurons)  # computes what the masked network does, faster
-        counts = {"validation": self.settings.validation_images, "test": self.settings.test_images}
-        scored = self.data.limit(**counts, seed=self.settings.seed)
-        return {
-            "compression": 1 - retention(model, neurons, part).param,
-            "neuron_retention": part.neuron_retention,
-            **{split: accuracy(small, scored, split=split).overall for split in ("validation", "test")},
-        }
+
+def measure(model: nn.Module, neurons: Neurons, part: Slice, data: Data) -> dict[str, float]:
+    """Return compression (share of masked parameters), neuron retention and accuracies of a slice."""
+    example = data.example.to(device_of(model))
+    small = extract(model, part, example, neurons=neurons)  # computes what the masked network does, faster
+    return {
+        "compression": 1 - retention(model, neurons, part).param,
+        "neuron_retention": part.neuron_retention,
+        **{split: accuracy(small, data, split=split).overall for split in ("validation", "test")},
+    }
+
+
+BENCHES.register("slicing")(Bench("slicing", SETTINGS, Slicing, page))

@@ -11,21 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..errors import TorchsliceError
-from ..files import atomic_write
-from ..imports import import_optional
-from .experiment import note, spread, table
+from .experiment import by_network, machine, spread, table
+from .pictures import Curve, draw, interpolated, is_control
 
 COMPRESSIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 RANDOM, RANDOM_WIDTHS = "control: random", "control: random, widths of the last"
-COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7")  # told apart by colour-blind readers too
-NO_PICTURE = (
-    "No curves are drawn: matplotlib is not installed. After `pip install 'torchslice[dev]'` the same command draws "
-    "them, and measures nothing again."
-)
-
 Arm = tuple[str, str]
 Cell = tuple[Any, ...]  # seed, data, model, compression
 
@@ -38,8 +28,7 @@ def curves(run: Mapping[str, Any]) -> dict[Arm, list[dict[str, Any]]]:
 
 def at_compression(curve: Sequence[Mapping[str, Any]], compression: float, split: str = "test") -> float | None:
     """Interpolate a curve's accuracy at a compression, None beyond its end."""
-    x, y = zip(*sorted((point["compression"], point[split]) for point in curve), strict=True)
-    return float(np.interp(compression, x, y)) if compression <= x[-1] else None
+    return interpolated([(point["compression"], point[split]) for point in curve], compression)
 
 
 def largest(curve: Sequence[Mapping[str, Any]], loss: float = 0.01) -> float:
@@ -71,7 +60,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     def rank(arm: Arm) -> tuple[bool, bool, float]:
         lost = validation[arm].values()
-        return _is_control(arm[0]), len(lost) < every, statistics.fmean(lost) if lost else math.inf
+        return is_control(arm[0]), len(lost) < every, statistics.fmean(lost) if lost else math.inf
 
     first = validation[min(validation, key=rank)]
     rows = []
@@ -90,11 +79,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def best(summary: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the first row of a summary that is no control."""
-    return next(row for row in summary if not _is_control(row["slicer"]))
-
-
-def _is_control(slicer: str) -> bool:
-    return slicer.startswith("control")
+    return next(row for row in summary if not is_control(row["slicer"]))
 
 
 def _ahead(own: Mapping[Cell, float], other: Mapping[Cell, float]) -> list[float]:
@@ -108,14 +93,31 @@ def _by_seed(cells: Mapping[Cell, float]) -> list[float]:
     return [statistics.fmean(value for cell, value in cells.items() if cell[0] == seed) for seed in seeds]
 
 
-def markdown(result: Mapping[str, Any], picture: str | None) -> str:
-    """Write the summary, the picture's name or why there is none, and one table per network."""
-    about, settings, runs = result["manifest"], result["manifest"]["settings"], result["runs"]
+def page(result: dict[str, Any], path: Path) -> str:
+    """Add the summary to a result, draw the curves of all slicers by the best metric, and write the page."""
+    result["summary"] = summarise(result["runs"])
+    metric = best(result["summary"])["metric"]
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for name, runs in by_network(result["runs"]).items():
+        found = [curves(run) for run in runs]
+        panels[name] = {
+            _plain(arm[0]): [[(100 * p["compression"], 100 * p["test"]) for p in curve[arm]] for curve in found]
+            for arm in found[0]
+            if arm[1] in (metric, "-")
+        }
+    title = f"Slices by {metric} contributions, no training after the cut; mean ± deviation over the seeds"
+    picture = draw(path.with_suffix(".png"), panels, x="compression, %", y="test accuracy, %", title=title)
+    return markdown(result, picture)
+
+
+def markdown(result: Mapping[str, Any], picture: str) -> str:
+    """Write the summary, the picture, and one table per network."""
+    about, settings = result["manifest"], result["manifest"]["settings"]
     lines = [
         "# Slicing precision",
         "",
         f"`{about['command']}`: {settings['seeds']} seeds, {settings['samples_per_class']} images per class for the "
-        f"contributions; {about['processor']}, accelerator {about['accelerator'] or 'none'}, torch {about['torch']}.",
+        f"contributions; {machine(about)}.",
         "",
         "Networks are held to slices without any training after the cut. Compression is the share of masked "
         "parameters. Accuracies at 10 to 50 % compression are interpolated between the measured points of a curve, the "
@@ -126,13 +128,12 @@ def markdown(result: Mapping[str, Any], picture: str | None) -> str:
         "",
         *_summary(result["summary"]),
         "",
-        f"![Test accuracy over compression]({picture})" if picture else NO_PICTURE,
+        picture,
         "",
         "Below, for each network alone: test accuracy in percent at 10 to 50 % compression, and the largest measured "
         "compression at which at most one point of it is lost; - where a curve does not get that far for any seed.",
     ]
-    for data, model in dict.fromkeys((run["data"], run["model"]) for run in runs):
-        own = [run for run in runs if (run["data"], run["model"]) == (data, model)]
+    for name, own in by_network(result["runs"]).items():
         by_run = [curves(run) for run in own]
         rows = []
         for slicer, metric in by_run[0]:
@@ -141,7 +142,7 @@ def markdown(result: Mapping[str, Any], picture: str | None) -> str:
             rows.append([slicer, metric, *cells, spread([largest(curve) for curve in arm])])
         whole = spread([run["whole"]["test"] for run in own], digits=2)
         headings = ["slicer", "metric", *(f"{at:.0%}" for at in COMPRESSIONS), "largest compression, %"]
-        lines += ["", f"## {model} on {data}: {whole} uncut", "", table(headings, rows)]
+        lines += ["", f"## {name}: {whole} uncut", "", table(headings, rows)]
     return "\n".join([*lines, ""])
 
 
@@ -180,45 +181,3 @@ def _summary(summary: Sequence[Mapping[str, Any]]) -> list[str]:
 def _plain(slicer: str) -> str:
     """Name the slices whose widths a control has: in a table of another order "the last" says nothing."""
     return slicer.replace("the last", "CKA of maps")
-
-
-def draw(result: Mapping[str, Any], path: Path, *, progress: bool = True) -> str | None:
-    """Draw the curves of all slicers by the best metric and of the controls as a PNG; None without matplotlib."""
-    try:
-        figure_of = import_optional("matplotlib.figure", extra="dev").Figure
-    except TorchsliceError as error:
-        note(f"no curves are drawn: {error}", progress)
-        return None
-    runs, metric = result["runs"], best(result["summary"])["metric"]
-    networks = list(dict.fromkeys((run["data"], run["model"]) for run in runs))
-    height = math.ceil(len(networks) / 2)
-    figure = figure_of(figsize=(10, 3.5 * height + 0.8), layout="constrained", dpi=90)
-    panels = list(figure.subplots(height, 2, squeeze=False).flat)
-    for panel, (data, model) in zip(panels, networks, strict=False):
-        _panel(panel, [run for run in runs if (run["data"], run["model"]) == (data, model)], metric)
-        panel.set(title=f"{model} on {data}", xlabel="compression, %", ylabel="test accuracy, %", xlim=(0, 90))
-    for panel in panels[len(networks) :]:
-        panel.remove()
-    lines, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"Slices by {metric} contributions, no training after the cut; mean ± deviation over the seeds")
-    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", pil_kwargs={"optimize": True}))
-    return path.name
-
-
-def _panel(panel: Any, runs: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """Draw every arm's measured points, and their mean curve, as far as all seeds get, in a band of one deviation."""
-    by_run, colours = [curves(run) for run in runs], iter(COLOURS)
-    for arm in by_run[0]:
-        if arm[1] not in (metric, "-"):
-            continue
-        grid = np.linspace(0, min(max(p["compression"] for p in found[arm]) for found in by_run), 100)
-        values = 100 * np.array([[at_compression(found[arm], at) for at in grid] for found in by_run], dtype=float)
-        mean, deviation = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else 0
-        style = {"color": "black", "linestyle": ":" if arm[0] == RANDOM else "--"}
-        if not _is_control(arm[0]):
-            style = {"color": next(colours)}
-        (line,) = panel.plot(100 * grid, mean, **style, label=_plain(arm[0]))
-        panel.fill_between(100 * grid, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15, lw=0)
-        points = np.array([(p["compression"], p["test"]) for found in by_run for p in found[arm]])
-        panel.plot(*(100 * points.T), ".", color=line.get_color(), markersize=3, alpha=0.5)
