@@ -15,8 +15,10 @@ from .data import Data
 from .errors import TorchsliceError
 from .modular import GatedModel, gate_statistics
 from .slices import Slice, union
-from .use import accuracy, extract, finetune, recalibrate
+from .use import extract, finetune
+from .use.calibrate import calibrate
 from .use.evaluate import device_of
+from .use.recalibrate import try_recalibration
 
 GATES = ("fold", "drop")
 
@@ -28,19 +30,17 @@ class Reused:
     `classes` are in the order of the logits, `part` is the union of their slices. `networks` maps "extracted",
     "recalibrated" and, if it was asked for, "fine-tuned" to the network after that step; `kept` names the one that is
     best on the validation images. `best_epoch` is the epoch of fine-tuning that was kept (0 is before it, None is
-    without it).
+    without it). `model` is the kept network with its scores divided by `temperature` (None
+    where the class scores are no layer's output, and stay as they are).
     """
 
     classes: tuple[str, ...]
     part: Slice
     networks: dict[str, nn.Module] = field(repr=False)
     kept: str
+    model: nn.Module = field(repr=False)
+    temperature: float | None
     best_epoch: int | None = None
-
-    @property
-    def model(self) -> nn.Module:
-        """The network that was kept."""
-        return self.networks[self.kept]
 
 
 def reuse(
@@ -59,8 +59,8 @@ def reuse(
     """Make the sub-model of some classes from a trained network, which is not changed.
 
     Gates leave the network, the union of the classes' slices is cut out, and batch-norm statistics are computed again,
-    which is undone if it costs accuracy on validation images. With `epochs`, the sub-model is fine-tuned. All this uses
-    images of these classes alone.
+    which is undone if it costs accuracy on validation images. With `epochs`, the sub-model is fine-tuned. Last its
+    scores are calibrated, see `calibrate`. All this uses images of these classes alone.
 
     Args:
         network: a trained network, with gates or without.
@@ -88,14 +88,17 @@ def reuse(
     part = union(slices[name] for name in names)
     plain = without_gates(network, task, gates=gates, **running)
     networks = {"extracted": extract(plain, part, data.example.to(device_of(plain)), classes=indices)}
-    sample = task.normalise(task.train.limit(recalibration_images, seed=seed).images)
-    networks["recalibrated"] = recalibrate(networks["extracted"], sample, seed=seed)
-    before, after = (accuracy(model, task, split="validation").overall for model in networks.values())
-    kept = "recalibrated" if after >= before else "extracted"
-    if not epochs:
-        return Reused(tuple(names), part, networks, kept)
-    tuned = finetune(networks[kept], task, epochs=epochs, learning_rate=learning_rate, seed=seed, **running)
-    return Reused(tuple(names), part, {**networks, "fine-tuned": tuned.model}, "fine-tuned", tuned.best_epoch)
+    networks["recalibrated"], best, _ = try_recalibration(networks["extracted"], task, recalibration_images, seed=seed)
+    kept = "recalibrated" if best is networks["recalibrated"] else "extracted"
+    best_epoch = None
+    if epochs:
+        tuned = finetune(networks[kept], task, epochs=epochs, learning_rate=learning_rate, seed=seed, **running)
+        networks["fine-tuned"], best_epoch, kept = tuned.model, tuned.best_epoch, "fine-tuned"
+    try:
+        model, temperature = calibrate(networks[kept], task)
+    except TorchsliceError:  # its scores are no layer's output
+        model, temperature = networks[kept], None
+    return Reused(tuple(names), part, networks, kept, model, temperature, best_epoch)
 
 
 def without_gates(network: nn.Module, data: Data, *, gates: str = "fold", **running: Any) -> nn.Module:

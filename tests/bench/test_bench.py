@@ -98,7 +98,7 @@ def test_speed_measures_every_ratio(tmp_path: Path) -> None:
 def test_unknown_scale_and_bench() -> None:
     with pytest.raises(TorchsliceError, match="unknown scale 'papr'. Did you mean 'paper'"):
         BENCHES["mwt"]("papr")
-    with pytest.raises(TorchsliceError, match="Known: extend, mwt, readapt, restructure, slicing, speed"):
+    with pytest.raises(TorchsliceError, match="Known: extend, mwt, readapt, restructure, reuse, slicing, speed"):
         BENCHES["restructur"]
 
 

@@ -33,6 +33,8 @@ def test_extract_saves_what_python_makes(torchslice, trained, tmp_path):
     small = ts.load(path)
     with torch.no_grad():
         assert torch.equal(small(data.example), made.model(data.example))
+        logits = made.networks[made.kept](data.example)
+        assert torch.allclose(small(data.example) * made.temperature, logits, rtol=1e-4, atol=1e-5)
     assert small.classes == ("1", "3", "8") and small.preprocessing == data.preprocessing
 
 
@@ -51,9 +53,9 @@ def test_evaluate_scores_the_classes_of_the_artefact(torchslice, pair):
     task = ts.data.load("digits").restrict(["3", "8"])
     assert result["accuracy"] == ts.accuracy(ts.load(pair), task).overall
     assert list(result["class_accuracy"]) == ["3", "8"] and set(result["latency"]) == {"1", "64"}
-    assert result["macs"] > 0 and 0 < result["param_retention"] <= 1
+    assert result["macs"] > 0 and 0 < result["param_retention"] <= 1 and 0 <= result["calibration_error"] < 0.5
     text = torchslice("evaluate", pair, "digits", "--device", "cpu").out
-    assert "accuracy" in text and "at batch 64" in text and "MACs" in text
+    assert "accuracy" in text and "at batch 64" in text and "MACs" in text and "calibration error" in text
 
 
 def test_a_saved_network_with_all_classes_needs_no_class_names(torchslice, tmp_path):

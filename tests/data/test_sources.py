@@ -46,7 +46,7 @@ def test_the_seed_and_the_share_choose_the_validation_split():
 
 
 def test_names_lists_every_data_set():
-    assert data.names() == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"]
+    assert data.names() == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "mnist-pairs"]
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
@@ -92,6 +92,19 @@ def test_missing_files_are_an_error_that_says_where_they_belong(tmp_path, name):
     assert text.startswith(f"data set {name!r} could not be read (") and f"Expected: {tmp_path}/" in text
     assert "Put the files there" in text and "--data-dir" in text and "\n" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pairs_of_digits_are_a_hundred_classes(tmp_path):
+    write_mnist(tmp_path)
+    single, pairs = (data.load(name, tmp_path, download=False) for name in ("mnist", "mnist-pairs"))
+    assert len(pairs.classes) == 100 and pairs.classes[7] == "07" and pairs.classes[42] == "42"
+    assert pairs.test.images.shape == (20, 1, 14, 28)
+    small = single.test.images.float().unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1)).round()
+    left, right = pairs.test.images.float().split(14, 3)
+    assert torch.equal(left, small) and torch.equal(pairs.test.labels // 10, single.test.labels)
+    for image, label in zip(right, pairs.test.labels % 10, strict=True):
+        alike = (small == image).flatten(1).all(1)
+        assert alike.any() and label in single.test.labels[alike]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "foreign", "labels out of range"])

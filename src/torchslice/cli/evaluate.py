@@ -49,14 +49,25 @@ def evaluate(
     """
     from .. import data as data_sets
     from ..training import choose_placement
-    from ..use import Extended, accuracy, cost, latency, load, read_record
+    from ..use import (
+        Extended,
+        accuracy,
+        accuracy_of,
+        calibration_error,
+        cost,
+        latency,
+        load,
+        predict_logits,
+        read_record,
+    )
 
     place = choose_placement(device.value).device
     model = load(artefact, allow_import=allow_import).to(place)
     task = task_of(artefact, model, data_sets.load(data, data_dir, seed=seed, **pairs(data_option)))
     say(f"{artefact} on the {len(task.test):,} test images of its {len(task.classes)} classes")
     extended = None if model.extension is None else Extended.of(model, task.example.to(place))
-    score = accuracy(model if extended is None else extended.joined(), task)
+    logits = predict_logits(model if extended is None else extended.joined(), task)
+    score, error = accuracy_of(logits, task.test.labels), calibration_error(logits, task.test.labels)
     given = {}
     for number, known in enumerate(extended.tasks if extended else ()):
         only = task.restrict(known.classes)
@@ -70,6 +81,7 @@ def evaluate(
         "artefact": str(artefact),
         "data": data,
         "accuracy": score.overall,
+        "calibration_error": error,
         "class_accuracy": per_class,
         **({"task_accuracy": given} if given else {}),
         **asdict(size),
@@ -78,6 +90,7 @@ def evaluate(
     }
     lines = [
         table(("class", "accuracy"), [*((name, percent(s)) for name, s in per_class.items()), ("all", score)]),
+        f"{percent(error)} calibration error: how far the confidence of its answers is from their accuracy",
         *(f"{percent(right)} of {names} where it is known to be one of them" for names, right in given.items()),
         str(size),
         *([", ".join(f"{percent(share)} {key.replace('_', ' ')}" for key, share in kept.items())] if kept else []),

@@ -78,7 +78,7 @@ def extract(
         "param_retention": small.parameters / full.parameters,
         "mac_retention": small.macs / full.macs,
     }
-    metrics = {"validation_accuracy": scores, "kept": made.kept, **kept}
+    metrics = {"validation_accuracy": scores, "kept": made.kept, "temperature": made.temperature, **kept}
     save(made.model, out, classes=names, preprocessing=data.preprocessing, slice=made.part, metrics=metrics)
     used = gates.value if opened.recipe.method == "mwt" else None
     result: dict[str, Any] = {"artefact": str(out), "classes": names, "gates": used, "epochs": finetune}

@@ -144,3 +144,18 @@ _TORCHVISION = {
 }
 for _name, (_class, _files, _padding, _flip) in _TORCHVISION.items():
     SOURCES.register(_name)(partial(_from_torchvision, _name, _class, _files, crop_padding=_padding, flip=_flip))
+
+
+@SOURCES.register("mnist-pairs")
+def mnist_pairs(data_dir: Path, download: bool, split: dict[str, Any]) -> Data:
+    """Return pairs of MNIST digits side by side at half their size, 14x28: 100 classes, "00" to "99"."""
+    mnist = SOURCES["mnist"](data_dir=data_dir, download=download, split=split)
+
+    def pairs(part: Split) -> Split:
+        left = part.images.unfold(2, 2, 2).unfold(3, 2, 2).float().mean((-2, -1)).round().byte()  # [n, 1, 14, 14]
+        other = torch.randperm(len(left), generator=torch.Generator().manual_seed(0))
+        return Split(torch.cat([left, left[other]], 3), 10 * part.labels + part.labels[other])
+
+    classes = [a + b for a in DIGITS for b in DIGITS]
+    train, validation, test = map(pairs, (mnist.train, mnist.validation, mnist.test))
+    return Data.build("mnist-pairs", train, test, classes=classes, validation=validation)

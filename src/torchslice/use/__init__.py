@@ -1,6 +1,7 @@
 """What to do with a slice: cut it out, tune the sub-model, say honestly what it is worth, save and load it."""
 
 from .artefacts import load, read_record, save
+from .calibrate import calibrate, calibration_error
 from .controls import random_like, reinitialised
 from .costs import Cost, Latency, cost, latency, latency_ms
 from .evaluate import Accuracy, accuracy, accuracy_of, confusion, predict_logits, restrict_logits
@@ -36,6 +37,8 @@ __all__ = [
     "accuracy",
     "accuracy_of",
     "adapt",
+    "calibrate",
+    "calibration_error",
     "confusion",
     "cost",
     "evaluate_stages",

@@ -1,0 +1,307 @@
+"""Sub-models that work at once: what any set of classes is worth, cut from one trained network and never fine-tuned.
+
+Sub-task training (torchslice's own) over the share of neurons that a class keeps, beside MwT (arXiv 2306.09376) and
+the controls.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import models
+from ..core.find import find_neurons
+from ..data import Data
+from ..modular import SIZES, SubTasks, attach_gates, class_slices, gate_statistics, objective
+from ..semantic import Rule, contributions, slices_from
+from ..slices import Slice, union
+from ..submodel import reuse
+from ..training import fit
+from ..use.artefacts import load, save
+from ..use.calibrate import calibrate, calibration_error
+from ..use.controls import random_like, reinitialised
+from ..use.evaluate import accuracy, accuracy_of, device_of, predict_logits, restrict_logits
+from ..use.extract import extract
+from ..use.finetune import finetune
+from ..use.recalibrate import recalibrate
+from .experiment import BENCHES, Bench, Network, Part
+from .reuse_page import page
+
+
+@dataclass(frozen=True)
+class Divided(Network):
+    """A network and the numbers of classes of its disjoint sub-tasks."""
+
+    sizes: tuple[int, ...] = (2, 5, 10)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One scale of the bench. `retention`, one of `retentions`, is where everything is measured."""
+
+    networks: tuple[Divided, ...]
+    seeds: int
+    retentions: tuple[float, ...] = (0.05, 0.1, 0.15, 0.25)
+    retention: float = 0.15
+    taper: float = 0.25
+    first_share: float = 1 / 3  # of the epochs, trained as standard does
+    subsets: int = 45  # at most so many sets of each size
+    subset_sizes: tuple[int, ...] = (2, 3, 5)
+    statistics_images: int = 500
+    samples_per_class: int = 128
+    learning_rate: float = 0.05
+    mwt_classes: int = 10  # of a batch, where there are more
+    scratch: bool = True
+    seed: int = 0
+
+
+SETTINGS = {
+    "smoke": Settings(
+        (Divided("digits", "convnet", 0.25, epochs=3, sizes=(2, 10)),),
+        seeds=1,
+        retentions=(0.3, 0.5),
+        retention=0.3,
+        subsets=2,
+        samples_per_class=16,
+    ),
+    "cpu": Settings(
+        (
+            Divided("cifar10", "convnet", 0.5, epochs=15, train_images=20_000, validation_images=2_000),
+            Divided("mnist-pairs", "mobilenet", 0.25, epochs=15, train_images=20_000, sizes=(2, 10, 100)),
+        ),
+        seeds=3,
+    ),
+    "paper": Settings(
+        (
+            *(Divided("cifar10", name, 1.0, epochs=200) for name in ("resnet18", "vgg16", "mobilenet")),
+            Divided("cifar100", "resnet18", 1.0, epochs=200, sizes=(2, 10, 100)),
+        ),
+        seeds=3,
+        samples_per_class=256,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Reusing(Part):
+    """One network, trained in every way, and its sub-models."""
+
+    def result(self) -> dict[str, Any]:
+        settings, data = self.settings, self.data
+        seconds: dict[str, float] = {}
+        standard = self.new(data)
+        self.note(f"standard training, {self.network.epochs} epochs")
+        seconds["standard"] = spent(fit(standard, data, folder=self.folder / "standard", **self.training))
+        tasks = disjoint(len(data.classes), self.network.sizes)
+        whole = predict_logits(standard, data)
+        arms: list[dict[str, Any]] = []
+
+        def add(arm: str, retention: float, found: Mapping[tuple[int, ...], float]) -> None:
+            for size in self.network.sizes:
+                values = [right for task, right in found.items() if len(task) == size]
+                arms.append({"arm": arm, "retention": retention, "size": size, "accuracy": sum(values) / len(values)})
+
+        add("standard, restricted", 1.0, {task: restricted(whole, data, task) for task in tasks})
+        for retention in settings.retentions:
+            slices = self.slices(standard, retention)
+            add("control: standard, sliced", kept(slices), self.scores(standard, slices, tasks))
+        self.published(tasks, add, seconds)
+        first = round(self.network.epochs * settings.first_share)
+        self.note(f"first part of ours, {first} epochs")
+        start = self.new(data)
+        begun = spent(fit(start, data, folder=self.folder / "first", **{**self.training, "epochs": first}))
+        for retention in settings.retentions:
+            started = time.perf_counter()
+            slices = self.slices(start, retention)
+            choosing = time.perf_counter() - started
+            ours, rows = self.subtasks(start, slices, f"ours-{retention:g}")
+            if retention == settings.retention:
+                seconds["ours"] = begun + choosing + spent(rows)
+                chosen = (ours, slices)
+            add("ours", kept(slices), self.scores(ours, slices, tasks))
+        ours, slices = chosen
+        chance = {name: random_like(part, seed=self.seed + i) for i, (name, part) in enumerate(slices.items())}
+        lucky, _ = self.subtasks(start, chance, "random")
+        add("control: random slices, trained", kept(chance), self.scores(lucky, chance, tasks))
+        if settings.scratch:
+            add("control: from scratch", kept(slices), {task: self.scratch(ours, slices, task) for task in tasks})
+        return {
+            "arms": arms,
+            "seconds": seconds,
+            "retention": settings.retention,
+            "subsets": self.subsets(ours, slices, whole),
+            "calibration": self.calibration(ours, slices, whole, tasks),
+            "artefact_seconds": {
+                f"{self.network.model} of this table": self.artefact(ours, slices),
+                "resnet18, full width": self.artefact(*self.large()),
+            },
+        }
+
+    # -- training -----------------------------------------------------------------------------------------------
+    def slices(self, model: nn.Module, retention: float) -> dict[str, Slice]:
+        """Choose class slices as sub-task training does."""
+        count = self.settings.samples_per_class
+        scores = contributions(model, self.data, metric="avg", samples_per_class=count, seed=self.seed, **self.running)
+        return slices_from(scores, Rule("avg", "budget", share=retention, taper=self.settings.taper)).by_class
+
+    def subtasks(
+        self, start: nn.Module, slices: dict[str, Slice], folder: str
+    ) -> tuple[nn.Module, list[dict[str, Any]]]:
+        """Train sub-tasks on class slices, from a network that is not changed; returns the rows of training too."""
+        self.note(f"sub-task training, {folder}, {kept(slices):.1%} of the neurons per class")
+        model = copy.deepcopy(start)
+        losses = SubTasks(model, slices, self.data.example.to(device_of(model)))
+        epochs = self.network.epochs - round(self.network.epochs * self.settings.first_share)
+        options = {**self.training, "epochs": epochs, "classes_per_batch": SIZES}
+        return model, fit(model, self.data, objective=losses, folder=self.folder / folder, **options)
+
+    def published(self, tasks: Sequence[tuple[int, ...]], add: Any, seconds: dict[str, float]) -> None:
+        """Train MwT; score its sub-models as published, and with folded gates and statistics of their own."""
+        data, many = self.data, self.settings.mwt_classes
+        gated = attach_gates(self.new(data), data.example, seed=self.seed)
+        self.note(f"MwT, {self.network.epochs} epochs")
+        few = (many,) if len(data.classes) > many else None
+        options = {**self.training, "classes_per_batch": few}
+        seconds["MwT"] = spent(fit(gated, data, objective=objective(), folder=self.folder / "mwt", **options))
+        slices = class_slices(gated, data, **self.running)
+        means = gate_statistics(gated, data, **self.running).mean
+        example, plain = data.example.to(device_of(gated)), gated.fold()
+        dropped, folded = {}, {}
+        for task in tasks:
+            only = self.only(task)
+            part = union(slices[data.classes[label]] for label in task)
+            dropped[task] = accuracy(extract(plain, part, example, classes=task), only).overall
+            own = gated.fold({layer: mean[list(task)].mean(0) for layer, mean in means.items()})
+            small = extract(own, part, example, classes=task)
+            folded[task] = accuracy(self.recalibrated(small, only), only).overall
+        add("MwT, as published", kept(slices), dropped)
+        add("MwT, folded and recalibrated", kept(slices), folded)
+
+    # -- sub-models ---------------------------------------------------------------------------------------------
+    def only(self, task: Sequence[int]) -> Data:
+        """Return the data of some classes."""
+        return self.data.restrict([self.data.classes[label] for label in task])
+
+    def recalibrated(self, small: nn.Module, only: Data) -> nn.Module:
+        sample = only.train.limit(self.settings.statistics_images, seed=self.seed).images
+        return recalibrate(small, only.normalise(sample), seed=self.seed)
+
+    def cut(self, model: nn.Module, slices: Mapping[str, Slice], task: Sequence[int]) -> nn.Module:
+        """Cut the sub-model of some classes and give it batch-norm statistics of their images."""
+        part = union(slices[self.data.classes[label]] for label in task)
+        small = extract(model, part, self.data.example.to(device_of(model)), classes=task)
+        return self.recalibrated(small, self.only(task))
+
+    def scores(
+        self, model: nn.Module, slices: Mapping[str, Slice], tasks: Sequence[tuple[int, ...]]
+    ) -> dict[tuple[int, ...], float]:
+        """Return the test accuracy of every sub-model."""
+        return {task: accuracy(self.cut(model, slices, task), self.only(task)).overall for task in tasks}
+
+    def scratch(self, model: nn.Module, slices: Mapping[str, Slice], task: tuple[int, ...]) -> float:
+        """Train a network of a sub-model's size on its sub-task, as long as the parent was."""
+        self.note(f"from scratch, classes {task}")
+        small = reinitialised(self.cut(model, slices, task), seed=self.seed)
+        return accuracy(finetune(small, self.only(task), **self.training).model, self.only(task)).overall
+
+    def subsets(self, model: nn.Module, slices: Mapping[str, Slice], whole: Any) -> list[dict[str, Any]]:
+        """Score sub-models of any classes beside the standard network restricted to them."""
+        count, found = len(self.data.classes), []
+        for size in (*self.settings.subset_sizes, count):
+            tasks = draw_subsets(count, size, self.settings.subsets, self.seed)
+            right = self.scores(model, slices, tasks)
+            values = [[right[task], restricted(whole, self.data, task)] for task in tasks]
+            found.append({"size": size, "values": values})
+        return found
+
+    def calibration(
+        self, model: nn.Module, slices: Mapping[str, Slice], whole: Any, tasks: Sequence[tuple[int, ...]]
+    ) -> list[dict[str, float]]:
+        """Return the calibration error of every sub-model, as cut and calibrated, and of the restricted network."""
+        found = []
+        for task in tasks:
+            only, small = self.only(task), self.cut(model, slices, task)
+            networks = {"cut": small, "calibrated": calibrate(small, only)[0]}
+            errors = {
+                name: calibration_error(predict_logits(n, only), only.test.labels) for name, n in networks.items()
+            }
+            errors["restricted"] = calibration_error(*answers(whole, self.data, task))
+            found.append({"size": len(task), **errors})
+        return found
+
+    def large(self) -> tuple[nn.Module, dict[str, Slice]]:
+        """Return an untrained network of full size with random slices: it takes as long as a trained one."""
+        data = self.data
+        model = models.create("resnet18", num_classes=len(data.classes), channels=data.train.images.shape[1])
+        neurons = find_neurons(model, data.example)
+        share = self.settings.retention
+        return model, {name: neurons.random(share, seed=i) for i, name in enumerate(data.classes)}
+
+    def artefact(self, model: nn.Module, slices: Mapping[str, Slice]) -> float:
+        """Return the seconds from a trained network in memory to the artefact of two classes, written and read back."""
+        pair, images = self.data.classes[:2], self.settings.statistics_images
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "pair.safetensors"
+            started = time.perf_counter()
+            made = reuse(model, self.data, slices=slices, classes=pair, recalibration_images=images, **self.running)
+            save(made.model, path, classes=made.classes, preprocessing=self.data.preprocessing)
+            load(path)
+            return time.perf_counter() - started
+
+
+def spent(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds of a training."""
+    return sum(row["seconds"] for row in rows)
+
+
+def kept(slices: Mapping[str, Slice]) -> float:
+    """Return the mean share of neurons of class slices."""
+    return sum(part.neuron_retention for part in slices.values()) / len(slices)
+
+
+def answers(whole: Any, data: Data, task: Sequence[int]) -> tuple[Any, Any]:
+    """Return the test logits [n, k] and labels [n] of some classes, from the logits [N, C] of all test images."""
+    order = {label: place for place, label in enumerate(task)}
+    rows = [i for i, label in enumerate(data.test.labels.tolist()) if label in order]
+    labels = data.test.labels[rows]
+    return restrict_logits(whole[rows], task), labels.new_tensor([order[label] for label in labels.tolist()])
+
+
+def restricted(whole: Any, data: Data, task: Sequence[int]) -> float:
+    """Score a whole network that knows which classes are asked for."""
+    return accuracy_of(*answers(whole, data, task)).overall
+
+
+def disjoint(count: int, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return sub-tasks of every size that follow each other and do not overlap.
+
+    >>> disjoint(5, (2,))
+    [(0, 1), (2, 3)]
+    """
+    return [tuple(range(i, i + size)) for size in sizes for i in range(0, count - size + 1, size)]
+
+
+def draw_subsets(count: int, size: int, most: int, seed: int) -> list[tuple[int, ...]]:
+    """Return all sets of `size` of `count` classes, or `most` different ones of them at random.
+
+    >>> draw_subsets(3, 2, 45, seed=0)
+    [(0, 1), (0, 2), (1, 2)]
+    """
+    if count <= 12 and len(every := list(itertools.combinations(range(count), size))) <= most:
+        return every
+    generator, found = random.Random(seed), set[tuple[int, ...]]()
+    while len(found) < (1 if size == count else most):
+        found.add(tuple(sorted(generator.sample(range(count), size))))
+    return sorted(found)
+
+
+BENCHES.register("reuse")(Bench("reuse", SETTINGS, Reusing, page))

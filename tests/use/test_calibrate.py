@@ -1,0 +1,78 @@
+"""Calibrated scores: by hand, by their properties, and over networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.use.nets import Tied, Tiny, lively, stripes
+from torch import nn
+
+from torchslice.errors import TorchsliceError
+from torchslice.use.calibrate import COLDEST, HOTTEST, best_temperature, calibrate, calibration_error
+from torchslice.use.evaluate import predict_logits
+
+
+def test_calibration_error_by_hand() -> None:
+    sure, half = [20.0, 0.0], [0.0, 0.0]
+    assert calibration_error(torch.tensor([sure] * 4), torch.tensor([0, 0, 0, 1])) == pytest.approx(0.25)
+    assert calibration_error(torch.tensor([half] * 4), torch.tensor([0, 0, 1, 1])) == pytest.approx(0)
+    both = torch.tensor([sure, sure, half, half])  # bins of two: 1 - 0.5, and 0.5 - 0
+    assert calibration_error(both, torch.tensor([0, 1, 1, 1])) == pytest.approx(0.5)
+
+
+def test_best_temperature_by_hand() -> None:
+    # three of four right at a distance of 4: sigmoid(4 / T) = 3/4
+    found = best_temperature(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
+    assert found == pytest.approx(4 / torch.tensor(3.0).log().item(), rel=1e-6)
+    assert best_temperature(torch.tensor([[1.0, 0.0]]), torch.tensor([0])) == pytest.approx(COLDEST)
+    assert best_temperature(torch.tensor([[1.0, 0.0]]), torch.tensor([1])) == pytest.approx(HOTTEST)
+
+
+@given(st.integers(0, 1000), st.floats(0.3, 3))
+def test_temperature_scales_with_the_logits_and_is_best(seed: int, factor: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(60, 4, generator=generator)
+    labels = torch.multinomial((logits / 1.7).softmax(1), 1, generator=generator)[:, 0]
+    best = best_temperature(logits, labels)
+    assert best_temperature(factor * logits, labels) == pytest.approx(factor * best, rel=1e-4)
+    loss = [nn.functional.cross_entropy(logits / t, labels).item() for t in (best, 0.97 * best, 1.03 * best)]
+    assert loss[0] <= min(loss) + 1e-7
+
+
+def test_a_calibrated_network_answers_as_before() -> None:
+    data, model = stripes(), lively(Tiny(3))
+    kept = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    small, temperature = calibrate(model, data)
+    before, after = (predict_logits(network, data) for network in (model, small))
+    assert torch.allclose(after * temperature, before, rtol=1e-4, atol=1e-5)
+    assert torch.equal(after.argmax(1), before.argmax(1))
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in model.state_dict().items())
+    held = data.validation.labels
+    scores = [predict_logits(network, data, split="validation") for network in (model, small)]
+    assert nn.functional.cross_entropy(scores[1], held) <= nn.functional.cross_entropy(scores[0], held) + 1e-6
+
+
+def test_scores_of_no_layer_and_tied_weights_are_refused() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).relu()).mean((2, 3)).softmax(1)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3)
+            self.tied = Tied(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.tied(self.second(self.first(x).relu()).mean((2, 3)))
+
+    with pytest.raises(TorchsliceError, match="are no layer's output"):
+        calibrate(Pooled(), stripes())
+    with pytest.raises(TorchsliceError, match="cannot be calibrated"):
+        calibrate(lively(Twice()), stripes())
