@@ -50,11 +50,13 @@ def test_it_saves_what_python_makes(torchslice, sliced, tmp_path):
     assert evaluated["param_retention"] == result["param_retention"]
 
 
-def test_structured_by_contribution_and_without_a_slice(torchslice, standard, tmp_path):
+def test_structured_by_contribution_and_without_a_slice(torchslice, standard, tmp_path, monkeypatch):
+    computed, contributions = [], ts.semantic.contributions
+    monkeypatch.setattr(ts.semantic, "contributions", lambda *a, **k: computed.append(k) or contributions(*a, **k))
     path = tmp_path / "small.safetensors"
     options = ("--method", "structured", "--mac-retention", 0.5, "--max-accuracy-loss", 1, *RUNNING)
     result = torchslice("restructure", standard, "--out", path, "--share", 0.8, *options, "--json").json
-    assert result["mac_retention"] <= 0.5 and result["steps"][-1]["sparsity"] == 0
+    assert result["mac_retention"] <= 0.5 and result["steps"][-1]["sparsity"] == 0 and len(computed) == 1
     whole = ts.cost(Run.open(standard).network(TINY.load_data()), TINY.load_data().example).macs
     assert ts.cost(ts.load(path), TINY.load_data().example).macs / whole == pytest.approx(result["mac_retention"])
     text = torchslice("restructure", standard, "--out", path, "--no-slice", "--param-retention", 0.9, *RUNNING)

@@ -22,7 +22,7 @@ from torchslice.use.artefacts import load, read_record
 from torchslice.use.controls import random_like, reinitialised
 from torchslice.use.evaluate import accuracy, predict_logits
 from torchslice.use.extend import extend
-from torchslice.use.extended import Extended, joint_data
+from torchslice.use.extended import Extended, joint_data, remembered
 from torchslice.use.extract import extract
 from torchslice.use.finetune import finetune
 from torchslice.use.widen import widen
@@ -158,6 +158,8 @@ def test_no_architecture_forgets(name):
     before = extract(model, critical, data.example)
     made = extend(model, critical, data, classes=list("0123456789"), epochs=1, **{**QUIET, "batch_size": 4})
     assert torch.equal(predict_logits(made.network(0), data), predict_logits(before, data))
+    states = before.state_dict(), made.network(0).state_dict()
+    assert states[0].keys() == states[1].keys() and all(map(torch.equal, *(state.values() for state in states)))
     if made.steps[-1].best_epoch:
         assert not torch.equal(predict_logits(made.model, data)[:, :10], predict_logits(model, data))
 
@@ -237,6 +239,16 @@ def test_what_was_learned_before_cannot_be_given_up(extended):
     )
     with pytest.raises(TorchsliceError, match="images of known classes are 1x8x8, those of new classes 1x8x4"):
         joint_data(OLD, small)
+
+
+def test_a_share_of_the_images_to_be_replayed():
+    some = remembered(OLD, 0.1, seed=3)
+    counts = [len(getattr(some, part)) / len(getattr(OLD, part)) for part in ("train", "validation", "test")]
+    assert counts == pytest.approx([0.1, 0.1, 1], abs=0.5 / len(OLD.validation))
+    assert some.classes == OLD.classes and set(some.train.labels.tolist()) == {0, 1, 2}
+    assert [len(split) for split in (remembered(OLD, 1e-9).train, remembered(OLD, 1e-9).validation)] == [1, 1]
+    assert torch.equal(remembered(OLD, 1).train.images, OLD.train.images)
+    assert not torch.equal(some.train.images, remembered(OLD, 0.1, seed=4).train.images)
 
 
 def test_scores_that_do_not_come_from_a_layer_and_models_without_neurons():

@@ -1,11 +1,13 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from torchslice.errors import TorchsliceError
-from torchslice.use.recalibrate import RunningMoments, recalibrate
+from torchslice.use.recalibrate import RunningMoments, recalibrate, try_recalibration
 
-from .nets import Tiny, lively
+from .nets import Tiny, lively, stripes
 
 IMAGES = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
@@ -68,6 +70,23 @@ def test_only_statistics_change_and_dropout_is_off():
     assert changed == {f"{norm}.{name}" for norm in ("norm1", "norm2") for name in statistics}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert new.training and new.norm1.training and not new.drop.training and new.norm1.momentum == 0.1
+
+
+@pytest.mark.parametrize(("before", "after", "kept"), [(0.5, 0.6, "copy"), (0.6, 0.5, "model"), (0.5, 0.5, "copy")])
+def test_what_is_better_on_validation_images_is_kept(monkeypatch, before, after, kept):
+    data, model, values, seen = stripes(), lively(Tiny()), iter([before, after]), []
+
+    def watch(network, given, *, split):
+        assert given is data and split == "validation"
+        seen.append(network)
+        return type("Score", (), {"overall": next(values)})
+
+    monkeypatch.setattr(sys.modules[recalibrate.__module__], "accuracy", watch)
+    new, best, right = try_recalibration(model, data, 60, seed=3)
+    assert seen == [model, new] and best is {"copy": new, "model": model}[kept] and right == max(before, after)
+    sample = data.normalise(data.train.limit(60, seed=3).images)
+    assert torch.equal(new.norm2.running_var, recalibrate(model, sample, seed=3).norm2.running_var)
+    assert not torch.equal(new.norm2.running_var, model.norm2.running_var)
 
 
 def test_model_without_batch_norm_is_an_equal_copy():

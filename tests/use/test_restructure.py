@@ -17,6 +17,7 @@ from torchslice.use.evaluate import accuracy
 from torchslice.use.extract import extract
 from torchslice.use.finetune import Tuned, finetune
 from torchslice.use.pruning import PRUNING
+from torchslice.use.recalibrate import recalibrate
 from torchslice.use.restructure import restructure
 from torchslice.use.shrink import finetune_sparse, removal_of_neurons, size_of, weights_of
 
@@ -117,7 +118,8 @@ def scripted(monkeypatch):
     def script(measured: list[float], trained: list[float]) -> None:
         module, values, results = sys.modules[restructure.__module__], iter(measured), iter(trained)
         score = type("Score", (), {"overall": property(lambda _: next(values))})
-        monkeypatch.setattr(module, "accuracy", lambda *_, **__: score())
+        for measuring in (module, sys.modules[recalibrate.__module__]):
+            monkeypatch.setattr(measuring, "accuracy", lambda *_, **__: score())
         for name in ("finetune", "finetune_sparse"):
             monkeypatch.setattr(module, name, lambda network, *_, **__: Tuned(network, 1, (0.0, next(results))))
 

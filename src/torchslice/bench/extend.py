@@ -20,7 +20,7 @@ from ..slices import Slice
 from ..use.controls import random_like
 from ..use.evaluate import accuracy, accuracy_of, device_of, predict_logits
 from ..use.extend import extend
-from ..use.extended import Extended, joint_data
+from ..use.extended import Extended, joint_data, remembered
 from ..use.extract import extract
 from ..use.settle import settle
 from .continual import by_task, learned
@@ -202,11 +202,7 @@ class Extending(Part):
 
     def extended(self, start: _Start, known: Data, new: Data, *, replay: bool = False) -> Extended:
         self.note(f"{1 - start.critical.neuron_retention:.0%} of the neurons learn {len(new.classes)} classes")
-        memory = None
-        if replay:
-            share = self.settings.replay
-            counts = {part: max(1, round(share * len(getattr(known, part)))) for part in ("train", "validation")}
-            memory = known.limit(**counts, seed=self.seed)
+        memory = remembered(known, self.settings.replay, seed=self.seed) if replay else None
         names, how = known.classes, {"restart": start.restart, "replay": memory, **self.training}
         return extend(start.model, start.critical, new, classes=names, **how)
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,6 +100,27 @@ def pairs(texts: Sequence[str] | None) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     return found
+
+
+def chosen(
+    needs: Mapping[str, tuple[str, tuple[str, ...]]], defaults: Mapping[str, Any], /, **options: Any
+) -> dict[str, Any]:
+    """Return the options that were given, so are not None; raise for one that would play no part.
+
+    `needs` says what an option needs to play a part: another one, and its values.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    values = {**defaults, **given}
+    for option in given:
+        needed = option
+        while needed in needs:
+            needed, allowed = needs[needed]
+            if values[needed] not in allowed:
+                raise TorchsliceError(
+                    f"--{option.replace('_', '-')} plays no part with --{needed} {values[needed]}; leave it out, "
+                    f"or give --{needed} {' or '.join(allowed)}."
+                )
+    return given
 
 
 def class_names(text: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from ..data import Data
     from ..runs import Run
+    from ..semantic import Contributions
     from ..slices import Slice
 
 Share = Annotated[
@@ -31,22 +33,17 @@ def open_plain(run: Path, data_dir: Path | None, device: str) -> tuple[Run, Data
     return opened, data, without_gates(opened.network(data, device=device), data, device=device)
 
 
-def critical_of(
-    opened: Run, network: nn.Module, data: Data, *, share: float | None, metric: str, **running: Any
-) -> Slice:
+def critical_of(opened: Run, contributed: Callable[[], Contributions], *, share: float | None, metric: str) -> Slice:
     """Return the union of a run's slices, or the `share` of every layer's neurons that contributes most."""
-    from ..semantic import Rule, contributions, slices_from
+    from ..semantic import Rule, slices_from
     from ..slices import union
 
     if share is None:
         return union(opened.slices().values())
     rule = Rule(metric, "global", share=share)  # says what is wrong with it before long work
-    return slices_from(contributions(network, data, metric=metric, **running), rule).critical
+    return slices_from(contributed(), rule).critical
 
 
-def scores_of(network: nn.Module, data: Data, *, metric: str, **running: Any) -> dict[str, Tensor]:
+def mean_scores(contributed: Contributions, metric: str) -> dict[str, Tensor]:
     """Return the mean contribution of every neuron over the classes, {layer: [N]}."""
-    from ..semantic import contributions
-
-    found = contributions(network, data, metric=metric, **running)[metric]
-    return {layer: score.mean(0) for layer, score in found.items()}
+    return {layer: score.mean(0) for layer, score in contributed[metric].items()}

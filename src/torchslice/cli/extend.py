@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,9 +69,10 @@ def extend(
     """
     check_writable(out)
     from .. import data as data_sets
-    from .. import use
+    from .. import semantic, use
     from ..slices import union
     from ..use.evaluate import device_of
+    from ..use.extended import remembered
 
     images = data_sets.load(data, data_dir, seed=seed, **pairs(data_option))
     task = images.restrict(class_names(classes))
@@ -92,7 +94,8 @@ def extend(
             "extend it in Python with a slice of your own."
         )
     learned = known.restrict(last.classes)
-    critical = critical_of(opened, start.network(), learned, share=share, metric=metric, **running)
+    contributed = partial(semantic.contributions, start.network(), learned, metric=metric, **running)
+    critical = critical_of(opened, contributed, share=share, metric=metric)
     critical = union([critical, *(task.part for task in earlier if task.part is not None)])
     if settle:
         say(f"training {critical.neuron_retention:.1%} of the neurons to answer {', '.join(last.classes)} alone")
@@ -100,7 +103,7 @@ def extend(
     if widen is not None:
         wide = use.widen(start.model, example, factor=widen, seed=seed)
         start, critical = start.within(wide), wide.lift(critical)
-    old = _share(known, replay, seed) if replay else None
+    old = remembered(known, replay, seed=seed) if replay else None
     say(f"learning {', '.join(task.classes)} with the other neurons, {epochs} epochs; result in {out}")
     running |= {"epochs": epochs, "learning_rate": learning_rate}
     made = use.extend(start, critical, task, replay=old, restart=restart, **running)
@@ -122,9 +125,3 @@ def _load(source: Path, images: Data, allow_import: bool, device: str, share: fl
     if share is None:
         raise TorchsliceError(f"{source} has no class slices to keep; say how much is critical: --share 0.5.")
     return network, task_of(source, network, images)
-
-
-def _share(known: Data, replay: float, seed: int) -> Data:
-    """Return a share of the training and validation images."""
-    counts = {part: max(1, round(replay * len(getattr(known, part)))) for part in ("train", "validation")}
-    return known.limit(**counts, seed=seed)

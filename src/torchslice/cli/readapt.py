@@ -22,7 +22,7 @@ from .common import (
     pairs,
     say,
 )
-from .critical import Metric, open_plain, scores_of
+from .critical import Metric, mean_scores, open_plain
 
 
 def readapt(
@@ -60,7 +60,7 @@ def readapt(
     import torch
 
     from .. import data as data_sets
-    from .. import use
+    from .. import semantic, use
     from ..core.find import find_neurons
     from ..data import Split
     from ..slices import union
@@ -76,7 +76,7 @@ def readapt(
         critical = union(opened.slices().values())
     else:
         neurons = find_neurons(network, old.example.to(device_of(network)))
-        scores = scores_of(network, old, metric=metric, **running)
+        scores = mean_scores(semantic.contributions(network, old, metric=metric, **running), metric)
         critical = use.worthiest(network, neurons, scores, param_share)
     say(f"training {critical.neuron_retention:.1%} of the neurons of {run} on {len(labels):,} new samples of {data}")
     made = use.readapt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from ..errors import TorchsliceError
 from .common import DataDir, Device, DeviceOption, Json, RunFolder, Seed, check_writable, emit, say
-from .critical import Metric, Share, critical_of, open_plain, scores_of
+from .critical import Metric, Share, critical_of, mean_scores, open_plain
 
 
 class Removal(StrEnum):
@@ -60,12 +61,12 @@ def restructure(
     check_writable(out)
     if no_slice and share is not None:
         raise TorchsliceError("--no-slice keeps all neurons, so --share plays no part; give one of the two.")
-    from .. import use
+    from .. import semantic, use
 
     opened, data, network = open_plain(run, data_dir, device.value)
     running: dict[str, Any] = {"seed": seed, "device": device.value}
-    kept = None if no_slice else critical_of(opened, network, data, share=share, metric=metric, **running)
-    scores = scores_of(network, data, metric=metric, **running) if method is Removal.structured else None
+    contributed = cache(lambda: semantic.contributions(network, data, metric=metric, **running))
+    kept = None if no_slice else critical_of(opened, contributed, share=share, metric=metric)
     start = "the whole network" if kept is None else f"{kept.neuron_retention:.1%} of the neurons"
     say(f"{method.value} from {start} of {run}: {epochs} epochs in every iteration; result in {out}")
     made = use.restructure(
@@ -76,7 +77,7 @@ def restructure(
         param_retention=param_retention,
         mac_retention=mac_retention,
         latency_ms=latency_ms,
-        scores=scores,
+        scores=mean_scores(contributed(), metric) if method is Removal.structured else None,
         rate=rate,
         epochs_per_iteration=epochs,
         max_accuracy_loss=max_accuracy_loss,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import TorchsliceError
-from .common import DataDir, Device, DeviceOption, Gates, Json, RunFolder, Seed, check_writable, emit, say
+from .common import DataDir, Device, DeviceOption, Gates, Json, RunFolder, Seed, check_writable, chosen, emit, say
 
 
 class By(StrEnum):
@@ -118,22 +116,26 @@ def slice(
 
     Example:  torchslice slice runs/r20 --by contribution --metric taylor --theta 0.95
     """
-    given = {
-        **{
-            "threshold": threshold,
-            "metric": metric,
-            "slicer": slicer,
-            "criterion": criterion,
-            "theta": theta,
-            "slope": slope,
-        },
-        **{"positions": positions, "share": share, "taper": taper, "samples": samples, "gates": gates},
-    }
     from ..runs import Run
 
     opened = Run.open(run)
     by = by or By(opened.by)
-    options = _chosen(by, {name: value for name, value in given.items() if value is not None})
+    options: dict[str, Any] = DEFAULTS | chosen(
+        NEEDS,
+        {"by": by, **DEFAULTS},
+        threshold=threshold,
+        metric=metric,
+        slicer=slicer,
+        criterion=criterion,
+        theta=theta,
+        slope=slope,
+        positions=positions,
+        share=share,
+        taper=taper,
+        samples=samples,
+        gates=gates,
+    )
+    threshold, count = options.pop("threshold"), options.pop("samples")
     check_writable(run / "slices.json")
     data = opened.load_data(data_dir)
     what = {By.training: "slices", By.gates: "gates"}.get(by) or f"{options['metric']} contributions"
@@ -141,33 +143,15 @@ def slice(
     result: dict[str, Any] = {"run": str(run), "by": by.value}
     found: object
     if by is By.gates:
-        found = measured = opened.find_slices(data, **options, device=device.value)
-        result |= {**options, "report": measured.to_plain()}
+        found = measured = opened.find_slices(data, threshold=threshold, device=device.value)
+        result |= {"threshold": threshold, "report": measured.to_plain()}
     elif by is By.training:
         found = slices = opened.find_trained_slices()
         result |= slices.summary()
     else:
-        count = options.pop("samples")
         found = slices = opened.find_semantic_slices(
             data, samples_per_class=count, seed=seed, device=device.value, **options
         )
         result |= slices.summary()
     next_step = f"Next:  torchslice extract {run} --classes {','.join(data.classes[:2])} --out part.safetensors"
     emit(result, f"{found}\n{next_step}", as_json=as_json)
-
-
-def _chosen(by: By, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that belong to `by`, with their defaults; raise for one given that would play no part."""
-    values = {"by": by, **DEFAULTS, **given}
-    for option in given:
-        needed = option
-        while needed in NEEDS:
-            needed, allowed = NEEDS[needed]
-            if values[needed] not in allowed:
-                raise TorchsliceError(
-                    f"--{option} plays no part with --{needed} {values[needed]}; leave it out, "
-                    f"or give --{needed} {' or '.join(allowed)}."
-                )
-    if by is By.training:
-        return {}
-    return {name: values[name] for name in DEFAULTS if (name == "threshold") == (by is By.gates)}

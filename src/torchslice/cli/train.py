@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ..errors import TorchsliceError
 from .common import (
     DataDir,
     DataOptions,
@@ -21,15 +20,16 @@ from .common import (
     Precision,
     Seed,
     check_writable,
+    chosen,
     emit,
     pairs,
     say,
 )
 
-#: The method that an option belongs to; None is what it is for typer where it is not given.
-BELONGS = {
-    **dict.fromkeys(("standard_epochs", "retention", "taper"), Method.modular),
-    **dict.fromkeys(("cohesion_weight", "coupling_weight"), Method.mwt),
+#: What an option needs to play a part: another one, and its values.
+NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("standard_epochs", "retention", "taper"), ("method", (Method.modular,))),
+    **dict.fromkeys(("cohesion_weight", "coupling_weight"), ("method", (Method.mwt,))),
 }
 
 
@@ -86,8 +86,9 @@ def train(
         model_arguments=pairs(model_argument),
         data_options=pairs(data_option),
         train_limit=train_limit,
-        **_chosen(
-            method,
+        **chosen(
+            NEEDS,
+            {"method": method},
             standard_epochs=standard_epochs,
             retention=retention,
             taper=taper,
@@ -114,15 +115,3 @@ def train(
     result = {"run": str(out), "resumed_after": done, "history": history}
     text = f"{out}: validation accuracy {last['validation_accuracy']:.2%} after {last['epoch']} epochs\n"
     emit(result, f"{text}Next:  torchslice slice {out} --by {run.by}", as_json=as_json)
-
-
-def _chosen(method: Method, **options: float | None) -> dict[str, Any]:
-    """Return the options that were given; raise for one that would play no part."""
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
-        if BELONGS[name] is not method:
-            raise TorchsliceError(
-                f"--{name.replace('_', '-')} plays no part with --method {method}; leave it out, "
-                f"or give --method {BELONGS[name]}."
-            )
-    return given

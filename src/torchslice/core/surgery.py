@@ -152,10 +152,10 @@ def silence(model: nn.Module, what: Plan) -> None:
 
 
 def _zero(tensors: Mapping[str, Tensor | None], rows: Tensor) -> None:
-    """Set rows of a layer's tensors to zero, so that it computes zero from zeros."""
-    for key in ("weight", "bias", "running_mean"):  # the norm of a zero is zero once its mean is zero as well
+    """Set rows of a layer's tensors to zero, a variance to one, so that it computes zero from zeros."""
+    for key in ("weight", "bias", "running_mean", "running_var"):
         if (tensor := tensors.get(key)) is not None:
-            tensor[rows.to(tensor.device)] = 0
+            tensor[rows.to(tensor.device)] = float(key == "running_var")
 
 
 def _cut_layer(module: nn.Module, layer: LayerPlan) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -113,9 +113,8 @@ def extend(
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two slices are the same bits, but for the variances of channels that are held at zero."""
-    pairs = zip(one.state_dict().items(), other.state_dict().values(), strict=True)
-    return all(torch.equal(tensor, same) for (name, tensor), same in pairs if not name.endswith("running_var"))
+    """Whether two slices are the same bits."""
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def _check(start: Extended, critical: Slice, data: Data, replay: Data | None, neurons: Neurons) -> None:

@@ -182,6 +182,12 @@ def answering(model: nn.Module, tasks: Sequence[Task], example: Tensor) -> list[
     return found
 
 
+def remembered(known: Data, share: float, *, seed: int = 0) -> Data:
+    """Return a random share in (0, 1] of the training and validation images, to be replayed."""
+    counts = {part: max(1, round(share * len(getattr(known, part)))) for part in ("train", "validation")}
+    return known.limit(**counts, seed=seed)
+
+
 def joint_data(known: Data, new: Data) -> Data:
     """Return the data of both, the known classes first, normalised as the known ones."""
     if known.train.images.shape[1:] != new.train.images.shape[1:]:

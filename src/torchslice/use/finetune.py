@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import SGD, Optimizer
 
 from ..data import Data
 from ..errors import TorchsliceError
@@ -61,21 +66,44 @@ def finetune(
         raise TorchsliceError(
             f"fine-tuning needs at least 1 epoch and a learning_rate above 0, got {epochs} and {learning_rate}."
         )
+
+    def look(network: nn.Module, steps: int, seconds: float) -> float:
+        return accuracy(network, data, split="validation").overall
+
+    sgd = partial(SGD, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+    running: dict[str, Any] = {"seed": seed, "device": device, "precision": precision, "progress": progress}
+    return best_of_epochs(model, data, sgd, look, epochs=epochs, batch_size=batch_size, **running)
+
+
+def best_of_epochs(
+    model: nn.Module,
+    data: Data,
+    make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+    look: Callable[[nn.Module, int, float], float],
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    progress: bool = True,
+) -> Tuned:
+    """Train a copy of a model and keep its best epoch by `look`, which takes network, steps and seconds of training."""
     placement, home = choose_placement(device, precision), device_of(model)
     batches = TrainingBatches(data, batch_size=batch_size, seed=seed, device=placement.device)
     model = copy.deepcopy(model)
     model.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        model.parameters(), learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
-    )
-    history = [accuracy(model, data, split="validation").overall]
+    optimizer = make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
+    learning_rate = optimizer.param_groups[0]["lr"]
+    total, done, seconds = epochs * len(batches), 0, 0.0
+    history = [look(model, done, seconds)]
     best, best_epoch = copy.deepcopy(model.state_dict()), 0
-    total, done = epochs * len(batches), 0
     cuda = [placement.device] if placement.device.type == "cuda" else []
     with progress_bar(progress, total=total) as bar, torch.random.fork_rng(cuda):
         for epoch in range(1, epochs + 1):
             torch.manual_seed(epoch_seed(seed, epoch))  # dropout
             model.train()
+            started = perf_counter()
             for images, labels in batches.epoch(epoch):
                 optimizer.param_groups[0]["lr"] = cosine(learning_rate, done, total)
                 with placement.autocast():
@@ -85,7 +113,8 @@ def finetune(
                 optimizer.step()
                 done += 1
                 bar.advance(f"epoch {epoch}/{epochs}", f"best validation accuracy {max(history):.1%}")
-            history.append(accuracy(model, data, split="validation").overall)
+            seconds += perf_counter() - started
+            history.append(look(model, done, seconds))
             if history[epoch] >= max(history):
                 best, best_epoch = copy.deepcopy(model.state_dict()), epoch
     model.load_state_dict(best)

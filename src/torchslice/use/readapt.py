@@ -5,10 +5,9 @@ Shapes: N neurons of a layer.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +19,8 @@ from ..data.splits import hold_out
 from ..errors import TorchsliceError
 from ..slices import Slice
 from ..tables import percent, table
-from ..training import choose_placement, cross_entropy
-from ..training.batches import TrainingBatches, epoch_seed
-from ..training.fit import cosine
-from ..training.progress import progress_bar
 from .evaluate import accuracy, device_of
+from .finetune import best_of_epochs
 from .partial import Partial
 
 
@@ -127,11 +123,11 @@ def readapt(
             "the slice covers every neuron, so nothing would be spared; choose a smaller one, or use finetune."
         )
     classes = range(len(data.classes)) if classifier else ()
-    partial = Partial(model, critical, example, classes=classes, batch_statistics=batch_statistics, neurons=neurons)
+    student = Partial(model, critical, example, classes=classes, batch_statistics=batch_statistics, neurons=neurons)
     values = (replay,) if isinstance(replay, int | float) else tuple(replay)
-    tried = [adapt(partial, new_samples, data, replay=value, **settings) for value in values]
+    tried = [adapt(student, new_samples, data, replay=value, **settings) for value in values]
     best = max(tried, key=lambda found: found.best.mean_accuracy)
-    return replace(best, model=best.model.merged(), param_share=partial.param_share)  # type: ignore[operator]
+    return replace(best, model=best.model.merged(), param_share=student.param_share)  # type: ignore[operator]
 
 
 def adapt(
@@ -146,9 +142,7 @@ def adapt(
     batch_size: int = 64,
     validation_share: float = 0.2,
     seed: int = 0,
-    device: str | torch.device = "auto",
-    precision: str = "auto",
-    progress: bool = True,
+    **running: Any,
 ) -> Readapted:
     """Train whatever can be trained in a copy of a network on new samples and some old ones, and keep its best epoch.
 
@@ -164,7 +158,7 @@ def adapt(
         batch_size: images per step.
         validation_share: of the new samples, to choose the epoch by, in (0, 1).
         seed: of the choice of images, their order, the augmentation, and dropout.
-        precision: "fp32", "bf16" or "auto", as in `fit`.
+        running: device, precision, progress, as in `fit`.
 
     >>> adapt(model, new_samples, data, epochs=10)  # full fine-tuning
     """
@@ -177,45 +171,19 @@ def adapt(
     new, held = hold_out(new_samples, validation_share, seed=seed)
     task = replace(data, train=_with_old(new, data.train, round(replay * len(new)), seed))
     validation = replace(data, validation=held)
-    placement, home = choose_placement(device, precision), device_of(network)
-    batches = TrainingBatches(task, batch_size=batch_size, seed=seed, device=placement.device)
-    network = copy.deepcopy(network)
-    network.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    # Gradients of critical neurons are far larger than those of others; AdamW adjusts its steps to their size.
-    optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=weight_decay)
-    total, done, seconds = epochs * len(batches), 0, 0.0
+    log: list[Epoch] = []
 
-    def row() -> Epoch:
+    def look(network: nn.Module, steps: int, seconds: float) -> float:
         new, clean = (accuracy(network, split, split="validation").overall for split in (validation, data))
-        return Epoch(new, clean, done, seconds)
+        log.append(Epoch(new, clean, steps, seconds))
+        return log[-1].mean_accuracy
 
-    log = [row()]
-    best, best_epoch = copy.deepcopy(network.state_dict()), 0
-    cuda = [placement.device] if placement.device.type == "cuda" else []
-    with progress_bar(progress, total=total) as bar, torch.random.fork_rng(cuda):
-        for epoch in range(1, epochs + 1):
-            torch.manual_seed(epoch_seed(seed, epoch))  # dropout
-            network.train()
-            started = perf_counter()
-            for images, labels in batches.epoch(epoch):
-                optimizer.param_groups[0]["lr"] = cosine(learning_rate, done, total)
-                with placement.autocast():
-                    loss, _, _ = cross_entropy(network, images, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                done += 1
-                text = f"new samples {log[-1].new_accuracy:.1%}, clean {log[-1].clean_accuracy:.1%}"
-                bar.advance(f"epoch {epoch}/{epochs}", text)
-            seconds += perf_counter() - started
-            log.append(row())
-            if log[epoch].mean_accuracy >= max(found.mean_accuracy for found in log):
-                best, best_epoch = copy.deepcopy(network.state_dict()), epoch
-    network.load_state_dict(best)
-    network.to(device=home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    share = sum(p.numel() for p in trained) / max(1, sum(p.numel() for p in network.parameters()))
-    return Readapted(network.eval(), tuple(log), best_epoch, float(replay), share)
+    # Gradients of critical neurons are far larger than those of others; AdamW adjusts its steps to their size.
+    adamw = partial(torch.optim.AdamW, lr=learning_rate, weight_decay=weight_decay)
+    tuned = best_of_epochs(network, task, adamw, look, epochs=epochs, batch_size=batch_size, seed=seed, **running)
+    trained = sum(parameter.numel() for parameter in tuned.model.parameters() if parameter.requires_grad)
+    share = trained / sum(parameter.numel() for parameter in tuned.model.parameters())
+    return Readapted(tuned.model, tuple(log), tuned.best_epoch, float(replay), share)
 
 
 def _with_old(new: Split, old: Split, count: int, seed: int) -> Split:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.record import evaluating
+from ..data import Data
 from ..errors import TorchsliceError
-from .evaluate import device_of
+from .evaluate import accuracy, device_of
 
 
 class RunningMoments:
@@ -96,6 +97,13 @@ def recalibrate(
             norm.running_mean.copy_(pooled.mean)  # type: ignore[union-attr]
             norm.running_var.copy_(pooled.variance)  # type: ignore[union-attr]
     return model
+
+
+def try_recalibration(model: nn.Module, data: Data, count: int, *, seed: int) -> tuple[nn.Module, nn.Module, float]:
+    """Return a copy recalibrated on `count` training images, the better of both on validation, and its accuracy."""
+    new = recalibrate(model, data.normalise(data.train.limit(count, seed=seed).images), seed=seed)
+    before, after = (accuracy(network, data, split="validation").overall for network in (model, new))
+    return new, new if after >= before else model, max(before, after)
 
 
 def _mixed(images: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:

@@ -27,7 +27,7 @@ from .evaluate import accuracy, device_of
 from .extract import extract
 from .finetune import finetune
 from .pruning import PRUNING
-from .recalibrate import recalibrate
+from .recalibrate import try_recalibration
 from .restructured import Restructured, Step
 from .shrink import (
     Removal,
@@ -138,7 +138,7 @@ def restructure(
 
     if critical is not None:
         started = perf_counter()
-        network, right = _recalibrated(network, data, recalibration_images, seed)
+        _, network, right = try_recalibration(network, data, recalibration_images, seed=seed)
         log("cut", network, started, right)
         network = trained("cut, retrained", network, perf_counter(), sparse=False)
     kept, best, stopped, iteration = network, steps[-1].name, "target", 0
@@ -198,14 +198,6 @@ class _Goal:
                 f"{name}={value:g} is out of reach: with one neuron per layer, {method} still has {least[name]:.2g}. "
                 "Raise the target, or choose another method or a smaller slice."
             )
-
-
-def _recalibrated(network: nn.Module, data: Data, images: int, seed: int) -> tuple[nn.Module, float]:
-    """Compute batch-norm statistics again, unless that costs validation accuracy, which is returned as well."""
-    sample = data.normalise(data.train.limit(images, seed=seed).images)
-    new = recalibrate(network, sample, seed=seed)
-    before, after = (accuracy(net, data, split="validation").overall for net in (network, new))
-    return (new, after) if after >= before else (network, before)
 
 
 def _weights_of_one_each(model: nn.Module, part: Slice, neurons: Neurons, example: Tensor) -> int:
