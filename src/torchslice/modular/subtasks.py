@@ -60,7 +60,7 @@ class SubTasks:
         for part in slices.values():
             neurons.check(part)
         self.slices, self.neurons = tuple(slices.values()), neurons
-        self._small = lru_cache(KEPT)(self._make)
+        self._small, self._plan = lru_cache(KEPT)(self._make), lru_cache(KEPT)(self._planned)
 
     def __repr__(self) -> str:
         kept = [int(torch.cat([*part.masks.values()]).sum()) for part in self.slices]
@@ -84,14 +84,18 @@ class SubTasks:
             tensors = {name: t for name, t in cut_tensors(network, what).items() if COUNTER not in name}
             logits = functional_call(small.train(network.training), tensors, images, tie_weights=False)
             return logits if self.neurons.head else logits[:, list(classes)]
-        part = plan(self.neurons, union(self.slices[label] for label in classes))
-        with holding(network, part.held), _statistics_kept(network, len(classes) < len(self.slices)):
+        held = self._plan(classes).held
+        with holding(network, held), _statistics_kept(network, len(classes) < len(self.slices)):
             return model(images)[:, list(classes)]
+
+    def _planned(self, classes: tuple[int, ...], *, rows: bool = False) -> Plan:
+        """Plan the network of some classes, and of only their rows of the class scores if asked to."""
+        part = union(self.slices[label] for label in classes)
+        return plan(self.neurons, part, classes if rows and self.neurons.head else None)
 
     def _make(self, model: nn.Module, classes: tuple[int, ...]) -> tuple[nn.Module, Plan]:
         """Return the network of some classes without its tensors, which come from the model at every step."""
-        part = union(self.slices[label] for label in classes)
-        what = plan(self.neurons, part, classes if self.neurons.head else None)
+        what = self._planned(classes, rows=True)
         small = cut(model, what).to("meta")
         for norm in _norms(small):
             norm.momentum, norm.num_batches_tracked = 0.0, None
