@@ -45,10 +45,7 @@ class Settings:
     chain_share: float = 0.3
     learning_rate: float = 0.05
     settle_learning_rate: float = 0.02
-    rates: tuple[float, ...] = (
-        0.005,
-        0.02,
-    )  # of the rivals that start from the network; the best on validation is used
+    rates: tuple[float, ...] = (0.01,)  # of the rivals, beside the first; the best on validation is used
     ewc_weights: tuple[float, ...] = (100.0, 1000.0)  # likewise
     lwf_weights: tuple[float, ...] = (0.5, 2.0)
     fisher_images: int = 500
@@ -74,7 +71,7 @@ SETTINGS = {
         (
             Network("mnist", "lenet", 1.0, epochs=5, train_images=10_000, validation_images=1_000),
             Network("fashion-mnist", "convnet", 0.5, epochs=6, train_images=6_000, validation_images=1_000),
-            Network("cifar10", "convnet", 0.5, epochs=6, train_images=12_000, validation_images=1_200),
+            Network("cifar10", "convnet", 0.5, epochs=6, train_images=8_000, validation_images=1_000),
         ),
         seeds=3,
         settle_epochs=3,

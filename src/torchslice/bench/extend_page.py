@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .experiment import by_network, machine, spread, table
+from .pictures import Curve, draw
 
 #: what is measured of every arm, all on test images
 FIGURES = {
@@ -52,6 +54,8 @@ def page(result: dict[str, Any], path: Path) -> str:
         "after extending over that of what answered before, the slice or the whole network.",
         "",
         _identical(result["runs"]),
+        "",
+        _picture(result, path),
     ]
     for name, runs in by_network(result["runs"]).items():
         whole = spread([run["whole"] for run in runs])
@@ -61,6 +65,17 @@ def page(result: dict[str, Any], path: Path) -> str:
         lines += ["", _arms(runs), "", _variants(runs), "", _chain(runs)]
     lines += ["", *(f"- **{arm}**: {meaning}." for arm, meaning in ARMS.items()), ""]
     return "\n".join(lines)
+
+
+def _picture(result: dict[str, Any], path: Path) -> str:
+    """Draw how accuracy goes on as tasks are added until no neuron is left."""
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for network, runs in by_network(result["runs"]).items():
+        means = [[100 * statistics.fmean(step["tasks"]) for step in run["chain"]] for run in runs]
+        chains: list[Curve] = [list(enumerate(values, start=1)) for values in means]
+        panels.setdefault("a chain of small tasks", {})[network] = chains
+    title = "Accuracy on all tasks so far, each through its slice; mean ± deviation over the seeds"
+    return draw(path.with_suffix(".png"), panels, x="tasks learned", y="test accuracy, task given, %", title=title)
 
 
 def _identical(runs: Sequence[dict[str, Any]]) -> str:

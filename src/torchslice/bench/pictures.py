@@ -15,6 +15,7 @@ from ..imports import import_optional
 from .experiment import note
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#CC79A7")  # told apart by colour-blind readers too
+TICKS = (1, 2, 5, 10, 20, 50, 100)  # of logarithmic axes
 CONTROLS = ("--", ":", "-.")  # all black
 NO_PICTURE = (
     "No curves are drawn: matplotlib is not installed. After `pip install 'torchslice[dev]'` the same command draws "
@@ -57,7 +58,13 @@ def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str,
     cells = list(figure.subplots(height, width, squeeze=False).flat)
     for cell, (name, panel) in zip(cells, panels.items(), strict=False):
         _lines(cell, panel, log_x)
-        cell.set(title=name, xlabel=x, ylabel=y, **({"xscale": "log"} if log_x else {}))
+        cell.set(title=name, xlabel=x, ylabel=y)
+        if log_x:
+            low, high = cell.get_xlim()
+            cell.set_xscale("log")
+            cell.set_xticks([tick for tick in TICKS if low <= tick <= high], minor=False)
+            cell.set_xticks([], minor=True)
+            cell.xaxis.set_major_formatter("{x:g}")
     for cell in cells[len(panels) :]:
         cell.remove()
     lines, labels = figure.axes[0].get_legend_handles_labels()
@@ -75,7 +82,9 @@ def _lines(cell: Any, panel: Panel, log_x: bool) -> None:
         low, high = max(min(curve)[0] for curve in found), min(max(curve)[0] for curve in found)
         style = {"color": "black", "linestyle": next(dashes)} if is_control(arm) else {"color": next(colours)}
         grid = np.geomspace(low, high, 100) if log_x else np.linspace(low, high, 100)
-        values = np.array([np.interp(grid, *np.array(sorted(curve), dtype=float).T) for curve in found])
+        scale = np.log if log_x else np.positive  # straight lines on the picture
+        curves = [np.array(sorted(curve), dtype=float).T for curve in found]
+        values = np.array([np.interp(scale(grid), scale(x), y) for x, y in curves])
         mean, deviation = values.mean(0), values.std(0, ddof=1) if len(found) > 1 else 0
         (line,) = cell.plot(grid, mean, **style, label=arm)
         cell.fill_between(grid, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15, lw=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .experiment import by_network, machine, spread, table
+from .pictures import Curve, draw
 
 ARMS = {
     "not adapted": "the network as it was",
@@ -19,6 +20,15 @@ ARMS = {
     "control: random neurons": "as many random neurons in every layer as the critical ones",
     "control: random, equal shares": "the same share of every layer",
 }
+
+DRAWN = (
+    "full fine-tuning",
+    "last layer",
+    "DeepArc",
+    "low-rank adapters",
+    "critical neurons",
+    "control: random neurons",
+)
 
 
 def to_target(arms: dict[str, dict[str, Any]], *, gain: float = 0.9) -> dict[str, dict[str, Any] | None]:
@@ -52,6 +62,8 @@ def page(result: dict[str, Any], path: Path) -> str:
         "First the mean over the scenarios, then mean ± standard deviation over the seeds.",
         "",
         *(f"- **{arm}**: {meaning}." for arm, meaning in ARMS.items()),
+        "",
+        _picture(result, path),
     ]
     for name, runs in by_network(result["runs"]).items():
         lines += ["", f"## {name}", "", _means(runs, ARMS), "", _each(runs, ARMS)]
@@ -105,3 +117,20 @@ def _each(runs: list[dict[str, Any]], arms: dict[str, str]) -> str:
             line.append(" / ".join(spread([row[f"{name}_accuracy"] for row in rows]) for name in ("new", "clean")))
         cells.append(line)
     return table(["new / clean", *scenarios], cells)
+
+
+def _picture(result: dict[str, Any], path: Path) -> str:
+    """Draw the mean of both accuracies over the epochs, averaged over the scenarios."""
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for network, runs in by_network(result["runs"]).items():
+        panels[network] = {arm: [_curve(run, arm) for run in runs] for arm in DRAWN}
+    title = "Re-adaptation, validation; mean ± deviation over the seeds"
+    return draw(path.with_suffix(".png"), panels, x="epoch", y="mean of new and clean accuracy, %", title=title)
+
+
+def _curve(run: dict[str, Any], arm: str) -> Curve:
+    ways = [row["epochs"] for row in run["rows"] if row["arm"] == arm]
+    means = [
+        _mean([50 * (e["new_accuracy"] + e["clean_accuracy"]) for e in epochs]) for epochs in zip(*ways, strict=True)
+    ]
+    return [(float(epoch), mean) for epoch, mean in enumerate(means) if mean is not None]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .experiment import by_network, machine, spread, table
+from .pictures import Curve, draw
 
 ARMS = {
     "whole": "without slicing",
@@ -16,7 +17,7 @@ SHARES = ("compression", "test_accuracy", "target_test_accuracy")
 
 
 def page(result: dict[str, Any], path: Path) -> str:
-    """Write one table per network: a row per method and arm."""
+    """Write one table per network: a row per method and arm; draw the way of LAMP from every start."""
     about, settings = result["manifest"], result["manifest"]["settings"]
     target = f"{1 - settings['param_retention']:.0%}"
     lines = [
@@ -32,6 +33,8 @@ def page(result: dict[str, Any], path: Path) -> str:
         "(that of the cut slice included), their time, and test accuracy at the end. Mean ± standard deviation.",
         "",
         *(f"- **{arm}**: {meaning}." for arm, meaning in ARMS.items()),
+        "",
+        _picture(result, path),
     ]
     headings = ["method", "compression, %", "test accuracy, %", f"trainings to {target}", "seconds", f"at {target}, %"]
     for name, runs in by_network(result["runs"]).items():
@@ -48,3 +51,23 @@ def page(result: dict[str, Any], path: Path) -> str:
         title = f"## {name}: {whole} %; the slice keeps {kept} % of the neurons (theta {thetas})"
         lines += ["", title, "", table(headings, rows)]
     return "\n".join([*lines, ""])
+
+
+def _picture(result: dict[str, Any], path: Path) -> str:
+    """Draw validation accuracy over the parameters left, as far as the allowed loss lets LAMP go."""
+    names = {"slice": "slice", "whole": "control: whole network", "random": "control: random slice"}
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for network, runs in by_network(result["runs"]).items():
+        panels[network] = {
+            name: [_way(row) for run in runs for row in run["rows"] if (row["method"], row["arm"]) == ("lamp", arm)]
+            for arm, name in names.items()
+        }
+    title = "LAMP within the allowed loss; mean ± deviation over the seeds"
+    axes = {"x": "parameters left, %", "y": "validation accuracy, %"}
+    return draw(path.with_suffix(".png"), panels, title=title, log_x=True, **axes)
+
+
+def _way(row: dict[str, Any]) -> Curve:
+    """Return the last accuracy at every number of parameters, in percent."""
+    steps = {100 * step["param_retention"]: 100 * step["validation_accuracy"] for step in row["steps"]}
+    return list(steps.items())
