@@ -87,3 +87,10 @@ def test_a_run_without_slices_and_an_unwritable_file(torchslice, standard, tmp_p
     torchslice("restructure", standard, "--out", path, "--param-retention", 0.5).refused("no slices yet")
     torchslice("restructure", standard, "--out", tmp_path, "--param-retention", 0.5).refused("cannot write")
     torchslice("restructure", tmp_path, "--out", path, "--param-retention", 0.5).refused("no run")
+
+
+def test_a_metric_without_contributions_plays_no_part(torchslice, standard, tmp_path):
+    out = ("--out", tmp_path / "x.safetensors", "--metric", "var")
+    torchslice("restructure", standard, "--param-retention", "0.5", *out).refused("--metric", "--share or --method")
+    torchslice("readapt", standard, "digits", *out).refused("--metric plays no part without --param-share")
+    torchslice("extend", standard, "digits", "--classes", "1", *out).refused("--metric plays no part without --share")

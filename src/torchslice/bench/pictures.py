@@ -60,7 +60,7 @@ def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str,
         _lines(cell, panel, log_x)
         cell.set(title=name, xlabel=x, ylabel=y)
         if log_x:
-            low, high = cell.get_xlim()
+            low, high = cell.dataLim.intervalx
             cell.set_xscale("log")
             cell.set_xticks([tick for tick in TICKS if low <= tick <= high], minor=False)
             cell.set_xticks([], minor=True)

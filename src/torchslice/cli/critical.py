@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import TorchsliceError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -16,11 +18,14 @@ if TYPE_CHECKING:
     from ..semantic import Contributions
     from ..slices import Slice
 
+METRIC = "taylor"
 Share = Annotated[
     float | None,
     typer.Option(help="Critical is this share of every layer's neurons, by contribution (default: the run's slices)."),
 ]
-Metric = Annotated[str, typer.Option(metavar="NAME", help="Of the contributions, see torchslice slice.")]
+Metric = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of the contributions, see torchslice slice.", show_default=METRIC)
+]
 
 
 def open_plain(run: Path, data_dir: Path | None, device: str) -> tuple[Run, Data, nn.Module]:
@@ -31,6 +36,13 @@ def open_plain(run: Path, data_dir: Path | None, device: str) -> tuple[Run, Data
     opened = Run.open(run)
     data = opened.load_data(data_dir)
     return opened, data, without_gates(opened.network(data, device=device), data, device=device)
+
+
+def metric_of(given: str | None, used: bool, by: str) -> str:
+    """Return the metric of the contributions; raise if one was given and no contribution is used."""
+    if given is not None and not used:
+        raise TorchsliceError(f"--metric plays no part without {by}; leave it out, or give {by}.")
+    return METRIC if given is None else given
 
 
 def critical_of(opened: Run, contributed: Callable[[], Contributions], *, share: float | None, metric: str) -> Slice:

@@ -23,7 +23,7 @@ from .common import (
     pairs,
     say,
 )
-from .critical import Metric, Share, critical_of, open_plain
+from .critical import Metric, Share, critical_of, metric_of, open_plain
 from .evaluate import task_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def extend(
     classes: Annotated[str, typer.Option(metavar="A,B,...", help="Names of the new classes, which DATA has.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Artefact to write, such as ten.safetensors.")],
     share: Share = None,
-    metric: Metric = "taylor",
+    metric: Metric = None,
     settle: Annotated[
         int, typer.Option(metavar="EPOCHS", min=0, help="First train the critical neurons to answer alone.")
     ] = 0,
@@ -68,6 +68,7 @@ def extend(
     Example:  torchslice extend runs/five mnist --classes 5,6,7,8,9 --share 0.5 --settle 5 --out ten.safetensors
     """
     check_writable(out)
+    used = metric_of(metric, share is not None, "--share")
     from .. import data as data_sets
     from .. import semantic, use
     from ..slices import union
@@ -94,8 +95,8 @@ def extend(
             "extend it in Python with a slice of your own."
         )
     learned = known.restrict(last.classes)
-    contributed = partial(semantic.contributions, start.network(), learned, metric=metric, **running)
-    critical = critical_of(opened, contributed, share=share, metric=metric)
+    contributed = partial(semantic.contributions, start.network(), learned, metric=used, **running)
+    critical = critical_of(opened, contributed, share=share, metric=used)
     critical = union([critical, *(task.part for task in earlier if task.part is not None)])
     if settle:
         say(f"training {critical.neuron_retention:.1%} of the neurons to answer {', '.join(last.classes)} alone")

@@ -22,7 +22,7 @@ from .common import (
     pairs,
     say,
 )
-from .critical import Metric, mean_scores, open_plain
+from .critical import Metric, mean_scores, metric_of, open_plain
 
 
 def readapt(
@@ -36,7 +36,7 @@ def readapt(
             "(default: the run's slices)."
         ),
     ] = None,
-    metric: Metric = "taylor",
+    metric: Metric = None,
     classifier: Annotated[bool, typer.Option("--classifier", help="Train the rows of the class scores too.")] = False,
     replay: Annotated[
         str, typer.Option(metavar="R,S,...", help="Old images per new one; of several values the best is kept.")
@@ -57,6 +57,7 @@ def readapt(
     Example:  torchslice readapt runs/r20 folder:tonight --param-share 0.2 --out adapted.safetensors
     """
     check_writable(out)
+    used = metric_of(metric, param_share is not None, "--param-share")
     import torch
 
     from .. import data as data_sets
@@ -76,7 +77,7 @@ def readapt(
         critical = union(opened.slices().values())
     else:
         neurons = find_neurons(network, old.example.to(device_of(network)))
-        scores = mean_scores(semantic.contributions(network, old, metric=metric, **running), metric)
+        scores = mean_scores(semantic.contributions(network, old, metric=used, **running), used)
         critical = use.worthiest(network, neurons, scores, param_share)
     say(f"training {critical.neuron_retention:.1%} of the neurons of {run} on {len(labels):,} new samples of {data}")
     made = use.readapt(

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import TorchsliceError
 from .common import DataDir, Device, DeviceOption, Json, RunFolder, Seed, check_writable, emit, say
-from .critical import Metric, Share, critical_of, mean_scores, open_plain
+from .critical import Metric, Share, critical_of, mean_scores, metric_of, open_plain
 
 
 class Removal(StrEnum):
@@ -39,7 +39,7 @@ def restructure(
     ] = None,
     no_slice: Annotated[bool, typer.Option("--no-slice", help="Keep all neurons and only compress.")] = False,
     share: Share = None,
-    metric: Metric = "taylor",
+    metric: Metric = None,
     rate: Annotated[float, typer.Option(help="Share of the surviving weights that an iteration removes.")] = 0.2,
     epochs: Annotated[int, typer.Option(help="Of training, after the cut and in every iteration.")] = 3,
     max_accuracy_loss: Annotated[
@@ -59,14 +59,15 @@ def restructure(
     Example:  torchslice restructure runs/r20 --method lamp --param-retention 0.05 --out small.safetensors
     """
     check_writable(out)
+    used = metric_of(metric, share is not None or method is Removal.structured, "--share or --method structured")
     if no_slice and share is not None:
         raise TorchsliceError("--no-slice keeps all neurons, so --share plays no part; give one of the two.")
     from .. import semantic, use
 
     opened, data, network = open_plain(run, data_dir, device.value)
     running: dict[str, Any] = {"seed": seed, "device": device.value}
-    contributed = cache(lambda: semantic.contributions(network, data, metric=metric, **running))
-    kept = None if no_slice else critical_of(opened, contributed, share=share, metric=metric)
+    contributed = cache(lambda: semantic.contributions(network, data, metric=used, **running))
+    kept = None if no_slice else critical_of(opened, contributed, share=share, metric=used)
     start = "the whole network" if kept is None else f"{kept.neuron_retention:.1%} of the neurons"
     say(f"{method.value} from {start} of {run}: {epochs} epochs in every iteration; result in {out}")
     made = use.restructure(
@@ -77,7 +78,7 @@ def restructure(
         param_retention=param_retention,
         mac_retention=mac_retention,
         latency_ms=latency_ms,
-        scores=mean_scores(contributed(), metric) if method is Removal.structured else None,
+        scores=mean_scores(contributed(), used) if method is Removal.structured else None,
         rate=rate,
         epochs_per_iteration=epochs,
         max_accuracy_loss=max_accuracy_loss,
