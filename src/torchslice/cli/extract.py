@@ -83,10 +83,11 @@ def extract(
     used = gates.value if opened.recipe.method == "mwt" else None
     result: dict[str, Any] = {"artefact": str(out), "classes": names, "gates": used, "epochs": finetune}
     result |= {"best_epoch": made.best_epoch, **metrics, "full": asdict(full), "sub_model": asdict(small)}
+    scaled = "" if made.temperature is None else f", scores divided by {made.temperature:.2f}"
     text = "\n".join(
         [
             table(("step", "validation accuracy"), [(step, percent(score)) for step, score in scores.items()]),
-            f"{out}, {made.kept}: {small}; {', '.join(f'{percent(share)} {name}' for name, share in kept.items())}",
+            f"{out}, {made.kept}{scaled}: {small}; {', '.join(f'{percent(share)} {name}' for name, share in kept.items())}",
             f"Next:  torchslice evaluate {out} {opened.recipe.data}",
         ]
     )
