@@ -54,11 +54,12 @@ def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str,
         return NO_PICTURE
     width = min(2, len(panels))
     height = math.ceil(len(panels) / width)
-    figure = figure_of(figsize=(5 * width, 3.5 * height + 0.8), layout="constrained", dpi=90)
+    figure = figure_of(figsize=(max(8, 5 * width), 3.5 * height + 0.8), layout="constrained", dpi=90)
     cells = list(figure.subplots(height, width, squeeze=False).flat)
     for cell, (name, panel) in zip(cells, panels.items(), strict=False):
         _lines(cell, panel, log_x)
         cell.set(title=name, xlabel=x, ylabel=y)
+        cell.locator_params(axis="x", integer=all(x == int(x) for x in cell.dataLim.intervalx))
         if log_x:
             low, high = cell.dataLim.intervalx
             cell.set_xscale("log")

@@ -87,7 +87,7 @@ def extract(
     text = "\n".join(
         [
             table(("step", "validation accuracy"), [(step, percent(score)) for step, score in scores.items()]),
-            f"{out}, {made.kept}{scaled}: {small}; {', '.join(f'{percent(share)} {name}' for name, share in kept.items())}",
+            f"{out}, {made.kept}{scaled}: {small}; {', '.join(f'{percent(v)} {name}' for name, v in kept.items())}",
             f"Next:  torchslice evaluate {out} {opened.recipe.data}",
         ]
     )
