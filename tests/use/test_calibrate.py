@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -23,21 +25,32 @@ def test_calibration_error_by_hand() -> None:
 
 
 def test_best_temperature_by_hand() -> None:
-    # three of four right at a distance of 4: sigmoid(4 / T) = 3/4
+    # three of four right at a distance of 4; a sixth of every label is spread: sigmoid(4 / T) = 5/6 * 3/4 + 1/6 * 1/2
     found = best_temperature(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
-    assert found == pytest.approx(4 / torch.tensor(3.0).log().item(), rel=1e-6)
-    assert best_temperature(torch.tensor([[1.0, 0.0]]), torch.tensor([0])) == pytest.approx(COLDEST)
-    assert best_temperature(torch.tensor([[1.0, 0.0]]), torch.tensor([1])) == pytest.approx(HOTTEST)
+    share = 5 / 6 * 3 / 4 + 1 / 12
+    assert found == pytest.approx(4 / math.log(share / (1 - share)), rel=1e-6)
+    assert best_temperature(torch.tensor([[9e9, 0.0]]), torch.tensor([0])) == pytest.approx(HOTTEST)
+    assert best_temperature(torch.tensor([[1e-9, 0.0]]), torch.tensor([0])) == pytest.approx(COLDEST)
+
+
+def test_a_few_right_answers_do_not_make_a_network_sure_of_itself() -> None:
+    logits = torch.tensor([[2.0, 0.0]] * 98)  # all right: an error in 200 is left
+    temperature = best_temperature(logits, torch.zeros(98, dtype=torch.int64))
+    assert (logits[0] / temperature).softmax(0)[1].item() == pytest.approx(1 / 200, rel=1e-4)
 
 
 @given(st.integers(0, 1000), st.floats(0.3, 3))
 def test_temperature_scales_with_the_logits_and_is_best(seed: int, factor: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(60, 4, generator=generator)
+    spread = 1 / 62
     labels = torch.multinomial((logits / 1.7).softmax(1), 1, generator=generator)[:, 0]
     best = best_temperature(logits, labels)
     assert best_temperature(factor * logits, labels) == pytest.approx(factor * best, rel=1e-4)
-    loss = [nn.functional.cross_entropy(logits / t, labels).item() for t in (best, 0.97 * best, 1.03 * best)]
+    loss = [
+        nn.functional.cross_entropy(logits / t, labels, label_smoothing=spread).item()
+        for t in (best, 0.97 * best, 1.03 * best)
+    ]
     assert loss[0] <= min(loss) + 1e-7
 
 
@@ -51,7 +64,8 @@ def test_a_calibrated_network_answers_as_before() -> None:
     assert all(torch.equal(tensor, kept[key]) for key, tensor in model.state_dict().items())
     held = data.validation.labels
     scores = [predict_logits(network, data, split="validation") for network in (model, small)]
-    assert nn.functional.cross_entropy(scores[1], held) <= nn.functional.cross_entropy(scores[0], held) + 1e-6
+    before, after = (nn.functional.cross_entropy(found, held, label_smoothing=1 / (len(held) + 2)) for found in scores)
+    assert after <= before + 1e-6
 
 
 def test_scores_of_no_layer_and_tied_weights_are_refused() -> None:

@@ -17,7 +17,7 @@ from ..errors import TorchsliceError
 from .evaluate import device_of, predict_logits
 
 BINS = 15
-COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at; without a wrong answer there is no best one
+COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
 
 
 def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = BINS) -> float:
@@ -42,13 +42,16 @@ def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = BINS) -> fl
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the temperature T that makes softmax(logits / T) likeliest, between COLDEST and HOTTEST.
 
-    The log likelihood is concave in 1 / T, so its slope is bisected (arXiv 1706.04599, section 4.2).
+    The log likelihood is concave in 1 / T, so its slope is bisected (arXiv 1706.04599, section 4.2). A share
+    1 / (n + 2) of every label is spread over all classes, as Platt (1999) does: samples that are all answered rightly
+    say that errors are rare, not that there are none.
 
-    >>> best_temperature(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))  # 75 % are right
-    3.64...
+    >>> best_temperature(torch.tensor([[4.0, 0.0]] * 400), torch.tensor([0, 0, 0, 1] * 100))  # 75 % are right
+    3.65...
     """
     scores = logits.double()
-    own = scores.gather(1, labels[:, None]).mean()
+    spread = 1 / (len(labels) + 2)
+    own = (1 - spread) * scores.gather(1, labels[:, None]).mean() + spread * scores.mean()
     low, high = 1 / HOTTEST, 1 / COLDEST  # of 1 / T
     for _ in range(50):
         middle = (low * high) ** 0.5
