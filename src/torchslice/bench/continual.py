@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.find import find_neurons
 from ..core.record import evaluating
-from ..core.taps import find_taps, tapping
+from ..core.taps import find_taps
 from ..core.widen import grow, last_wire
 from ..data import Data, Split
 from ..errors import TorchsliceError
@@ -27,7 +27,7 @@ from ..training.objectives import Objective
 from ..use.evaluate import accuracy_of, device_of, predict_logits
 from ..use.extended import joint_data
 from ..use.partial import Partial
-from .rivals import BATCH, unbiased_hsic
+from .rivals import BATCH, Cka, kernels
 
 Loss = tuple[Tensor, Tensor, dict[str, Tensor]]
 
@@ -114,23 +114,18 @@ def fisher_information(model: nn.Module, data: Data, *, images: int, seed: int =
 def similarity_to_previous(model: nn.Module, images: Tensor) -> dict[str, float]:
     """Return the CKA of every layer's activations with those of the layer before it, in forward order.
 
-    Linear CKA from unbiased estimates over batches (arXiv 2010.15327, section 3), as DeepArc compares blocks.
+    So DeepArc compares blocks.
 
     Args:
         images: normalised, [n, ch, H, W] on the model's device.
     """
     taps = find_taps(model, images[:2])
-    layers = list(taps.chains)
-    sums = {pair: torch.zeros(3, dtype=torch.float64) for pair in pairwise(layers)}
+    found = {pair: Cka() for pair in pairwise(taps.chains)}
     for batch in images.split(BATCH):
-        with evaluating(model), tapping(model, taps) as seen:
-            model(batch)
-        flat = {layer: values[-1].flatten(1).double() for layer, values in seen.values.items()}
-        kernels = {layer: values @ values.T for layer, values in flat.items()}
-        for (before, layer), total in sums.items():
-            a, b = kernels[before], kernels[layer]
-            total += torch.stack([unbiased_hsic(*pair).cpu() for pair in ((a, b), (a, a), (b, b))])
-    return {layer: float(t[0] / (t[1] * t[2]).clamp(min=1e-300).sqrt()) for (_, layer), t in sums.items()}
+        seen = kernels(model, taps, batch)
+        for (before, layer), cka in found.items():
+            cka.add(seen[before], seen[layer])
+    return {layer: cka.value for (_, layer), cka in found.items()}
 
 
 def redundant_layers(similarity: Mapping[str, float], full: Slice, *, threshold: float = 0.99) -> Slice:

@@ -163,6 +163,11 @@ def by_network(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
     return found
 
 
+def spent(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds of a training from its rows."""
+    return sum(row["seconds"] for row in rows)
+
+
 def note(text: str, progress: bool) -> None:
     """Say on standard error what is being done."""
     if progress:

@@ -21,7 +21,7 @@ from ..use.evaluate import accuracy, accuracy_of, device_of, predict_logits, res
 from ..use.extract import extract
 from ..use.finetune import finetune
 from ..use.stages import evaluate_stages
-from .experiment import BENCHES, Bench, Network, Part, by_network, machine, spread, table
+from .experiment import BENCHES, Bench, Network, Part, by_network, machine, spent, spread, table
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Modularizing(Part):
         standard = self.new(data)  # both start from the same weights
         self.note(f"standard training, {self.network.epochs} epochs")
         rows = fit(standard, data, folder=self.folder / "standard", **self.training)
-        seconds = {"standard": sum(row["seconds"] for row in rows)}
+        seconds = {"standard": spent(rows)}
         gated = attach_gates(self.new(data), data.example, seed=self.seed)
         losses = objective(cohesion_weight=settings.cohesion_weight, coupling_weight=settings.coupling_weight)
         self.note(f"modular training, {self.network.epochs} epochs")
         rows = fit(gated, data, objective=losses, folder=self.folder / "modular", **self.training)
-        seconds["modular"] = sum(row["seconds"] for row in rows)
+        seconds["modular"] = spent(rows)
         started = time.perf_counter()
         statistics = gate_statistics(gated, data, progress=self.progress)
         slices = slices_from(gated, statistics, frequency_threshold=settings.frequency_threshold)

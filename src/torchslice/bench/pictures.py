@@ -59,9 +59,9 @@ def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str,
     for cell, (name, panel) in zip(cells, panels.items(), strict=False):
         _lines(cell, panel, log_x)
         cell.set(title=name, xlabel=x, ylabel=y)
-        cell.locator_params(axis="x", integer=all(x == int(x) for x in cell.dataLim.intervalx))
+        low, high = cell.dataLim.intervalx
+        cell.locator_params(axis="x", integer=low == int(low) and high == int(high))
         if log_x:
-            low, high = cell.dataLim.intervalx
             cell.set_xscale("log")
             cell.set_xticks([tick for tick in TICKS if low <= tick <= high], minor=False)
             cell.set_xticks([], minor=True)

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .. import models
 from ..core.find import find_neurons
 from ..data import Data
-from ..modular import SIZES, SubTasks, attach_gates, class_slices, gate_statistics, objective
-from ..semantic import Rule, contributions, slices_from
+from ..modular import SIZES, SubTasks, attach_gates, gate_statistics, objective
+from ..modular import slices_from as slices_by_gates
+from ..semantic import Contributions, Rule, contributions, slices_from
 from ..slices import Slice, union
 from ..submodel import reuse
 from ..training import fit
@@ -33,8 +35,10 @@ from ..use.evaluate import accuracy, accuracy_of, device_of, predict_logits, res
 from ..use.extract import extract
 from ..use.finetune import finetune
 from ..use.recalibrate import recalibrate
-from .experiment import BENCHES, Bench, Network, Part
+from .experiment import BENCHES, Bench, Network, Part, spent
 from .reuse_page import page
+
+METRIC = "avg"
 
 
 @dataclass(frozen=True)
@@ -111,17 +115,21 @@ class Reusing(Part):
                 arms.append({"arm": arm, "retention": retention, "size": size, "accuracy": sum(values) / len(values)})
 
         add("standard, restricted", 1.0, {task: restricted(whole, data, task) for task in tasks})
+        scores = self.contributions(standard)
         for retention in settings.retentions:
-            slices = self.slices(standard, retention)
+            slices = self.slices(scores, retention)
             add("control: standard, sliced", kept(slices), self.scores(standard, slices, tasks))
         self.published(tasks, add, seconds)
         first = round(self.network.epochs * settings.first_share)
         self.note(f"first part of ours, {first} epochs")
         start = self.new(data)
         begun = spent(fit(start, data, folder=self.folder / "first", **{**self.training, "epochs": first}))
+        started = time.perf_counter()
+        scores = self.contributions(start)
+        begun += time.perf_counter() - started
         for retention in settings.retentions:
             started = time.perf_counter()
-            slices = self.slices(start, retention)
+            slices = self.slices(scores, retention)
             choosing = time.perf_counter() - started
             ours, rows = self.subtasks(start, slices, f"ours-{retention:g}")
             if retention == settings.retention:
@@ -147,11 +155,14 @@ class Reusing(Part):
         }
 
     # -- training -----------------------------------------------------------------------------------------------
-    def slices(self, model: nn.Module, retention: float) -> dict[str, Slice]:
+    def contributions(self, model: nn.Module) -> Contributions:
+        """Measure by what sub-task training chooses class slices."""
+        options: dict[str, Any] = {"samples_per_class": self.settings.samples_per_class, "seed": self.seed}
+        return contributions(model, self.data, metric=METRIC, **options, **self.running)
+
+    def slices(self, scores: Contributions, retention: float) -> dict[str, Slice]:
         """Choose class slices as sub-task training does."""
-        count = self.settings.samples_per_class
-        scores = contributions(model, self.data, metric="avg", samples_per_class=count, seed=self.seed, **self.running)
-        return slices_from(scores, Rule("avg", "budget", share=retention, taper=self.settings.taper)).by_class
+        return slices_from(scores, Rule(METRIC, "budget", share=retention, taper=self.settings.taper)).by_class
 
     def subtasks(
         self, start: nn.Module, slices: dict[str, Slice], folder: str
@@ -172,8 +183,8 @@ class Reusing(Part):
         few = (many,) if len(data.classes) > many else None
         options = {**self.training, "classes_per_batch": few}
         seconds["MwT"] = spent(fit(gated, data, objective=objective(), folder=self.folder / "mwt", **options))
-        slices = class_slices(gated, data, **self.running)
-        means = gate_statistics(gated, data, **self.running).mean
+        statistics = gate_statistics(gated, data, **self.running)
+        slices, means = slices_by_gates(gated, statistics), statistics.mean
         example, plain = data.example.to(device_of(gated)), gated.fold()
         dropped, folded = {}, {}
         for task in tasks:
@@ -195,25 +206,26 @@ class Reusing(Part):
         sample = only.train.limit(self.settings.statistics_images, seed=self.seed).images
         return recalibrate(small, only.normalise(sample), seed=self.seed)
 
-    def cut(self, model: nn.Module, slices: Mapping[str, Slice], task: Sequence[int]) -> nn.Module:
-        """Cut the sub-model of some classes and give it batch-norm statistics of their images."""
-        part = union(slices[self.data.classes[label]] for label in task)
+    def cut(self, model: nn.Module, slices: Mapping[str, Slice], task: Sequence[int]) -> tuple[nn.Module, Data]:
+        """Cut the sub-model of some classes and give it batch-norm statistics of their images; return these too."""
+        only, part = self.only(task), union(slices[self.data.classes[label]] for label in task)
         small = extract(model, part, self.data.example.to(device_of(model)), classes=task)
-        return self.recalibrated(small, self.only(task))
+        return self.recalibrated(small, only), only
 
     def scores(
         self, model: nn.Module, slices: Mapping[str, Slice], tasks: Sequence[tuple[int, ...]]
     ) -> dict[tuple[int, ...], float]:
         """Return the test accuracy of every sub-model."""
-        return {task: accuracy(self.cut(model, slices, task), self.only(task)).overall for task in tasks}
+        return {task: accuracy(*self.cut(model, slices, task)).overall for task in tasks}
 
     def scratch(self, model: nn.Module, slices: Mapping[str, Slice], task: tuple[int, ...]) -> float:
         """Train a network of a sub-model's size on its sub-task, as long as the parent was."""
         self.note(f"from scratch, classes {task}")
-        small = reinitialised(self.cut(model, slices, task), seed=self.seed)
-        return accuracy(finetune(small, self.only(task), **self.training).model, self.only(task)).overall
+        small, only = self.cut(model, slices, task)
+        tuned = finetune(reinitialised(small, seed=self.seed), only, **self.training)
+        return accuracy(tuned.model, only).overall
 
-    def subsets(self, model: nn.Module, slices: Mapping[str, Slice], whole: Any) -> list[dict[str, Any]]:
+    def subsets(self, model: nn.Module, slices: Mapping[str, Slice], whole: Tensor) -> list[dict[str, Any]]:
         """Score sub-models of any classes beside the standard network restricted to them."""
         count, found = len(self.data.classes), []
         for size in (*self.settings.subset_sizes, count):
@@ -224,12 +236,12 @@ class Reusing(Part):
         return found
 
     def calibration(
-        self, model: nn.Module, slices: Mapping[str, Slice], whole: Any, tasks: Sequence[tuple[int, ...]]
+        self, model: nn.Module, slices: Mapping[str, Slice], whole: Tensor, tasks: Sequence[tuple[int, ...]]
     ) -> list[dict[str, float]]:
         """Return the calibration error of every sub-model, as cut and calibrated, and of the restricted network."""
         found = []
         for task in tasks:
-            only, small = self.only(task), self.cut(model, slices, task)
+            small, only = self.cut(model, slices, task)
             networks = {"cut": small, "calibrated": calibrate(small, only)[0]}
             errors = {
                 name: calibration_error(predict_logits(n, only), only.test.labels) for name, n in networks.items()
@@ -258,25 +270,19 @@ class Reusing(Part):
             return time.perf_counter() - started
 
 
-def spent(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Return the seconds of a training."""
-    return sum(row["seconds"] for row in rows)
-
-
 def kept(slices: Mapping[str, Slice]) -> float:
     """Return the mean share of neurons of class slices."""
     return sum(part.neuron_retention for part in slices.values()) / len(slices)
 
 
-def answers(whole: Any, data: Data, task: Sequence[int]) -> tuple[Any, Any]:
-    """Return the test logits [n, k] and labels [n] of some classes, from the logits [N, C] of all test images."""
-    order = {label: place for place, label in enumerate(task)}
-    rows = [i for i, label in enumerate(data.test.labels.tolist()) if label in order]
-    labels = data.test.labels[rows]
-    return restrict_logits(whole[rows], task), labels.new_tensor([order[label] for label in labels.tolist()])
+def answers(whole: Tensor, data: Data, task: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return test logits [n, k] and labels [n] of classes in rising order, from the logits [N, C] of all images."""
+    classes, labels = torch.tensor(task), data.test.labels.cpu()
+    chosen = torch.isin(labels, classes)
+    return restrict_logits(whole[chosen], task), torch.searchsorted(classes, labels[chosen])
 
 
-def restricted(whole: Any, data: Data, task: Sequence[int]) -> float:
+def restricted(whole: Tensor, data: Data, task: Sequence[int]) -> float:
     """Score a whole network that knows which classes are asked for."""
     return accuracy_of(*answers(whole, data, task)).overall
 

@@ -116,12 +116,13 @@ def _subsets(runs: Sequence[dict[str, Any]]) -> str:
 
 def _calibration(runs: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
     rows = []
-    for name in ("restricted", "cut", "calibrated"):
+    names = {"restricted": "standard, restricted", "cut": "ours, cut", "calibrated": "ours, calibrated"}
+    for name, title in names.items():
         cells = []
         for size in sizes:
             values = [[r[name] for r in run["calibration"] if r["size"] == size] for run in runs]
             cells.append(spread([statistics.fmean(v) for v in values]))
-        rows.append([{"restricted": "standard, restricted", "cut": "ours, cut"}.get(name, "ours, calibrated"), *cells])
+        rows.append([title, *cells])
     return table(["calibration error, %", *(f"{size} classes" for size in sizes)], rows)
 
 

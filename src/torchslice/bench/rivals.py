@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..core.record import evaluating
-from ..core.taps import find_taps, tapping
+from ..core.taps import Taps, find_taps, tapping
 from ..slices import Slice
 
 BATCH = 128  # samples of one estimate of HSIC
@@ -36,9 +36,6 @@ def layer_similarity(
 ) -> dict[str, float]:
     """Compare what every layer makes of two kinds of images, or of the same images in two states of a network.
 
-    Linear CKA from unbiased estimates over batches (arXiv 2010.15327, section 3), of the activations after norm and
-    activation function.
-
     Args:
         first: a network and normalised images [n, ch, H, W].
         second: the same, or a copy of the network with other weights, and as many images, in the same order.
@@ -48,24 +45,36 @@ def layer_similarity(
         CKA per layer, in forward order; about 1 where nothing differs.
     """
     taps = find_taps(first[0], example)
-    sums = {layer: torch.zeros(3, dtype=torch.float64) for layer in taps.chains}
+    found: dict[str, Cka] = {layer: Cka() for layer in taps.chains}
     for a, b in zip(first[1].split(BATCH), second[1].split(BATCH), strict=True):
-        seen = []
-        for network, images in ((first[0], a), (second[0], b)):
-            with evaluating(network), tapping(network, taps) as found:
-                network(images)
-                seen.append({layer: _kernel(values[-1]) for layer, values in found.values.items()})
-        for layer, total in sums.items():
-            one, other = (kernels[layer] for kernels in seen)
-            pairs = ((one, other), (one, one), (other, other))
-            total += torch.stack([unbiased_hsic(*pair).cpu() for pair in pairs])
-    return {layer: (t[0] / (t[1] * t[2]).clamp(min=1e-300).sqrt()).item() for layer, t in sums.items()}
+        one, other = kernels(first[0], taps, a), kernels(second[0], taps, b)
+        for layer, cka in found.items():
+            cka.add(one[layer], other[layer])
+    return {layer: cka.value for layer, cka in found.items()}
 
 
-def _kernel(values: Tensor) -> Tensor:
-    """Return the linear kernel [n, n] of activations [n, ...]."""
-    flat = values.detach().flatten(1).double()
-    return flat @ flat.T
+class Cka:
+    """Linear CKA, from unbiased estimates of HSIC over batches (arXiv 2010.15327, section 3)."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64)  # HSIC of both, of the first, of the second
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Add the kernels [n, n] of a batch of the same samples."""
+        self.sums += torch.stack([unbiased_hsic(*pair).cpu() for pair in ((a, b), (a, a), (b, b))])
+
+    @property
+    def value(self) -> float:
+        """About 1 where both are the same up to rotation and scale, 0 where they have nothing in common."""
+        return (self.sums[0] / (self.sums[1] * self.sums[2]).clamp(min=1e-300).sqrt()).item()
+
+
+def kernels(network: nn.Module, taps: Taps, images: Tensor) -> dict[str, Tensor]:
+    """Return the linear kernel [n, n] of every layer's activations, after norm and activation function."""
+    with evaluating(network), tapping(network, taps) as seen:
+        network(images)
+    flat = {layer: values[-1].detach().flatten(1).double() for layer, values in seen.values.items()}
+    return {layer: values @ values.T for layer, values in flat.items()}
 
 
 def deeparc_part(similarity: dict[str, float], full: Slice, *, blocks: int = 5) -> Slice:
