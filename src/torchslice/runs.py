@@ -51,7 +51,7 @@ class Recipe:
     The built-in networks get the number of channels and classes of the data.
 
     Attributes:
-        method: "modular" trains as "standard" does for the first `standard_epochs` (by default a third of all), then
+        method: "modular" trains as "standard" does for the first `standard_epochs` (by default half of all), then
             chooses the class slices, and trains sub-tasks on them (`modular.SubTasks`) to the end; "mwt" trains with
             gates, as published (arXiv 2306.09376).
         train_limit: number of training images to use, None for all.
@@ -67,7 +67,7 @@ class Recipe:
     train_limit: int | None = None
     standard_epochs: int | None = None
     retention: float = 0.15
-    taper: float = 0.25
+    taper: float = 0.1
     cohesion_weight: float = 0.5
     coupling_weight: float = 1.5
     epochs: int = 30
@@ -90,14 +90,14 @@ class Recipe:
     @property
     def rule(self) -> Rule:
         """How modular training chooses the class slices."""
-        return Rule("avg", "budget", share=self.retention, taper=self.taper)
+        return Rule("taylor", "budget", share=self.retention, taper=self.taper)
 
     @property
     def first_epochs(self) -> int:
         """Number of epochs before sub-tasks are trained, all where they never are."""
         if self.method != "modular":
             return self.epochs
-        return max(1, self.epochs // 3) if self.standard_epochs is None else self.standard_epochs
+        return max(1, self.epochs // 2) if self.standard_epochs is None else self.standard_epochs
 
     def load_data(self, data_dir: str | Path | None = None) -> Data:
         """Load the data; `data_dir` is where the files of the named data sets are."""

@@ -82,7 +82,9 @@ def test_speed_measures_every_ratio(tmp_path: Path) -> None:
     whats = [row["what"] for row in result["rows"]]
     for what in (
         "find_neurons + extract",
-        "modular training step",
+        "MwT step",
+        "sub-task step",
+        "step of 20 % of the neurons",
         "class slices",
         "exact cohesion",
         "speed-up",

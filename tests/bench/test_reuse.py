@@ -18,12 +18,12 @@ def test_every_arm_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     result = BENCHES["reuse"]("smoke", out=tmp_path, progress=False)
     assert json.loads((tmp_path / "reuse-smoke.json").read_text()) == json.loads(json.dumps(result))
     (run,) = result["runs"]
-    settings, found = SETTINGS["smoke"], {}
+    (network,), found = SETTINGS["smoke"].networks, {}
     for row in run["arms"]:
         assert 0 <= row["accuracy"] <= 1 and 0 < row["retention"] <= 1
         found.setdefault((row["arm"], row["size"]), []).append(row["retention"])
     assert found.keys() == {(arm, size) for arm in ARMS for size in (2, 10)}
-    assert found["ours", 2] == found["control: standard, sliced", 2] == pytest.approx(settings.retentions, abs=0.03)
+    assert found["ours", 2] == found["control: standard, sliced", 2] == pytest.approx(network.retentions, abs=0.03)
     assert found["control: random slices, trained", 2] == found["ours", 2][:1]
     assert [(s["size"], len(s["values"])) for s in run["subsets"]] == [(2, 2), (3, 2), (5, 2), (10, 1)]
     assert all(0 <= mine <= 1 and parent > 0.5 for s in run["subsets"] for mine, parent in s["values"])

@@ -32,7 +32,11 @@ def page(result: dict[str, Any], path: Path) -> str:
         for size in network["sizes"]:
             panels[f"{name}, {size} classes"] = _curves(runs, size)
         images = network["train_images"]
-        about_training = f"{network['epochs']} epochs, {f'{images:,}' if images else 'all'} training images."
+        many = f"{images:,}" if images else "all"
+        about_training = (
+            f"{network['epochs']} epochs, {many} training images, batches of {network['batch_size']} "
+            f"(MwT {settings['mwt_batch_size']})."
+        )
         lines += ["", f"## {name}", "", about_training, "", _arms(runs, network["sizes"]), ""]
         lines += [_subsets(runs), "", _calibration(runs, network["sizes"]), "", *_seconds(runs)]
     title = "Sub-models without fine-tuning; mean ± deviation over the seeds"

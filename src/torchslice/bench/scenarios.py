@@ -64,14 +64,20 @@ def pgd(model: nn.Module, data: Data, split: Split, epsilon: int, seed: int = 0)
 
 
 def deepfool(model: nn.Module, data: Data, split: Split, epsilon: int = 0, seed: int = 0) -> Split:
-    """Go the shortest way over the decision boundary (arXiv 1511.04599), by the Adversarial Robustness Toolbox."""
-    return _by_toolbox("DeepFool", model, data, split, max_iter=50)
+    """Go the shortest way over the decision boundary (arXiv 1511.04599) and 2 % further, as there.
+
+    By the Adversarial Robustness Toolbox. Rounding to grey levels takes some samples back.
+    """
+    return _by_toolbox("DeepFool", model, data, split, max_iter=10, epsilon=0.02)
 
 
 def carlini_wagner(model: nn.Module, data: Data, split: Split, epsilon: int = 0, seed: int = 0) -> Split:
-    """Attack with the L2 loss of Carlini & Wagner (arXiv 1608.04644), by the Adversarial Robustness Toolbox."""
-    settings = {"max_iter": 20, "binary_search_steps": 5, "learning_rate": 0.05, "confidence": 1.0}
-    return _by_toolbox("CarliniL2Method", model, data, split, **settings)
+    """Attack with the L2 loss of Carlini & Wagner (arXiv 1608.04644), by the Adversarial Robustness Toolbox.
+
+    The weight of the attack is fixed, which takes a fifth of the time and goes further than it needs to.
+    """
+    settings = {"max_iter": 10, "binary_search_steps": 1, "initial_const": 10.0, "learning_rate": 0.1}
+    return _by_toolbox("CarliniL2Method", model, data, split, confidence=1.0, **settings)
 
 
 #: name -> function (model, data, split, epsilon, seed) -> the same samples, attacked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from .. import models
 from ..core.find import find_neurons
 from ..errors import TorchsliceError
 from ..imports import import_optional
-from ..modular import attach_gates, class_slices, objective
+from ..modular import SIZES, SubTasks, attach_gates, class_slices, objective
 from ..modular.metrics import cohesion
+from ..semantic import Rule, contributions, slices_from
 from ..training import choose_placement, cross_entropy
 from ..training.objectives import Objective
 from ..use.costs import cost, latency_ms
 from ..use.extract import extract
+from ..use.partial import Partial
 from .contribution_costs import BATCH, captum_rows, memory_rows, time_rows
 from .experiment import BENCHES, check_scale, manifest, note, table, write_result
 from .ratios import cells, compare, in_turns, missing, noise, seconds
@@ -116,35 +118,54 @@ def _against_torch_pruning(settings: Settings, device: str) -> list[dict[str, An
 
 
 def _steps(settings: Settings, device: str) -> list[dict[str, Any]]:
-    """A modular training step against a standard one: forward, losses, backward, optimizer."""
+    """Steps of MwT, of sub-task training and of some neurons only, against a standard one; each with its optimizer."""
     placement = choose_placement(device)
     images = torch.randn(settings.batch_size, 3, 32, 32, device=placement.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(settings.batch_size, device=placement.device) % 10
-    rows = []
-    for name in settings.networks:
+    numbers = torch.arange(settings.batch_size, device=placement.device)
 
-        def step(model: nn.Module, target: Objective) -> Callable[[], None]:
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+    def step(model: nn.Module, target: Objective, counts: Sequence[int] = (10,)) -> Callable[[], None]:
+        model.train()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
 
-            def run() -> None:
+        def run() -> None:
+            for classes in counts:
                 with placement.autocast():
-                    loss, _, _ = target(model, images, labels)
+                    loss, _, _ = target(model, images, numbers % classes)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
 
-            return run
+        return run
+
+    rows = []
+    for name in settings.networks:
 
         def new(name: str = name) -> nn.Module:
             return models.create(name, width=settings.width).to(
                 device=placement.device, memory_format=torch.channels_last
             )  # type: ignore[call-overload]
 
-        gated = attach_gates(new(), images[:2])
-        pairs = in_turns(settings.steps, step(gated.train(), objective()), step(new().train(), cross_entropy))
-        what = f"modular training step, {name}, batch {settings.batch_size}, {placement.precision}"
-        rows.append(compare(what, "standard step", "<= 1.15" if placement.device.type == "cuda" else "<= 1.08", pairs))
+        divided, part = new(), find_neurons(new(), images[:2]).random(0.2, seed=0)
+        options: dict[str, Any] = {"samples_per_class": 2, "correct_only": False, "progress": False, "device": device}
+        scores = contributions(divided, noise(100), metric="taylor", **options)
+        slices = slices_from(scores, Rule("taylor", "budget", share=0.15)).by_class
+        counts = [size if isinstance(size, int) else round(10 * size) for size in SIZES]
+        goal = "<= 1.15" if placement.device.type == "cuda" else "<= 1.08"
+        sides = {
+            "MwT step": (step(attach_gates(new(), images[:2]), objective()), 1, goal),
+            "sub-task step, 15 % of the neurons per class": (
+                step(divided, SubTasks(divided, slices, images[:2]), counts),
+                len(counts),
+                "<= 1",
+            ),
+            "step of 20 % of the neurons": (step(Partial(new(), part, images[:2]), cross_entropy), 1, "< 1"),
+        }
+        for what, (side, steps, wanted) in sides.items():
+            taken = in_turns(settings.steps, side, step(new(), cross_entropy))
+            pairs = [(ours / steps, standard) for ours, standard in taken]
+            about = f"{what}, {name}, batch {settings.batch_size}, {placement.precision}"
+            rows.append(compare(about, "standard step", wanted, pairs))
     return rows
 
 

@@ -44,7 +44,7 @@ class Positions(StrEnum):
 #: What options are where they are not given. None is what they are for typer, so that it shows which ones were.
 DEFAULTS: dict[str, Any] = {
     **{"threshold": 0.9, "metric": "taylor", "slicer": "semantic", "criterion": "cka", "theta": 0.95, "slope": 1.0},
-    **{"positions": "all", "share": 0.5, "taper": 0.25, "samples": 256, "gates": "fold"},
+    **{"positions": "all", "share": 0.5, "taper": 0.1, "samples": 256, "gates": "fold"},
 }
 #: What an option needs to play a part: another one, and its values.
 NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -48,10 +48,10 @@ def train(
     ] = None,
     taper: Annotated[
         float | None,
-        typer.Option(help="modular: share of the last layer over that of the first.", show_default="0.25"),
+        typer.Option(help="modular: share of the last layer over that of the first.", show_default="0.1"),
     ] = None,
     standard_epochs: Annotated[
-        int | None, typer.Option(help="modular: epochs before slices are chosen.", show_default="a third")
+        int | None, typer.Option(help="modular: epochs before slices are chosen.", show_default="half")
     ] = None,
     cohesion_weight: Annotated[
         float | None, typer.Option(help="mwt: weight of the cohesion loss.", show_default="0.5")

@@ -45,7 +45,7 @@ class SubTasks:
 
     Raises TorchsliceError for slices of another model or another number of classes.
 
-    >>> slices = slices_from(scores, Rule("avg", "budget", share=0.15)).by_class
+    >>> slices = slices_from(scores, Rule("taylor", "budget", share=0.15)).by_class
     >>> objective = SubTasks(model, slices, data.example)
     >>> fit(model, data, objective=objective, classes_per_batch=SIZES, epochs=12)
     """

@@ -55,7 +55,7 @@ class Rule:
     theta: float = 0.95
     slope: float = 1.0
     share: float = 0.5
-    taper: float = 0.25
+    taper: float = 0.1
     positions: str = "all"
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ def slice_model(
     theta: float = 0.95,
     slope: float = 1.0,
     share: float = 0.5,
-    taper: float = 0.25,
+    taper: float = 0.1,
     positions: str = "all",
     batch_size: int = 128,
     device: str | torch.device = "auto",
