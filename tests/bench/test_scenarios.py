@@ -114,7 +114,6 @@ def test_damage_costs_the_training_accuracy_it_is_asked_for(model, points):
 
 @pytest.mark.parametrize("name", ["deepfool", "cw"])
 def test_attacks_of_the_toolbox(name, monkeypatch):
-    pytest.importorskip("art", reason="the Adversarial Robustness Toolbox is not installed")
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # its progress bars start a thread, also where none is shown
     data = load("digits")
     model = models.create("convnet", channels=1, width=0.125)

@@ -62,3 +62,5 @@ def test_wrong_use():
         finetune(Tiny(), stripes(), epochs=0)
     with pytest.raises(TorchsliceError, match="answers with 3 classes and stripes has 2"):
         finetune(Tiny(), stripes().restrict(["red", "blue"]), **SETTINGS)
+    with pytest.raises(TorchsliceError, match="no parameter that requires a gradient"):
+        finetune(Tiny().requires_grad_(False), stripes(), **SETTINGS)

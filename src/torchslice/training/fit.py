@@ -91,11 +91,8 @@ def fit(
     )
     model.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_output(model, data, placement)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise TorchsliceError("the model has no parameter that requires a gradient; unfreeze what is to be trained.")
     optimizer = torch.optim.SGD(
-        trained, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+        trainable(model), lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
     )
     checkpoint = None
     history: list[dict[str, Any]] = []
@@ -139,6 +136,14 @@ def fit(
     finally:
         model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return history
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that require a gradient, of which there must be some."""
+    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not found:
+        raise TorchsliceError("the model has no parameter that requires a gradient; unfreeze what is to be trained.")
+    return found
 
 
 def cosine(learning_rate: float, step: int, total: int) -> float:

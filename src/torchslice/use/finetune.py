@@ -17,7 +17,7 @@ from ..data import Data
 from ..errors import TorchsliceError
 from ..training import choose_placement, cross_entropy
 from ..training.batches import TrainingBatches, epoch_seed
-from ..training.fit import cosine
+from ..training.fit import cosine, trainable
 from ..training.progress import progress_bar
 from .evaluate import accuracy, device_of
 
@@ -93,7 +93,7 @@ def best_of_epochs(
     batches = TrainingBatches(data, batch_size=batch_size, seed=seed, device=placement.device)
     model = copy.deepcopy(model)
     model.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
+    optimizer = make_optimizer(trainable(model))
     learning_rate = optimizer.param_groups[0]["lr"]
     total, done, seconds = epochs * len(batches), 0, 0.0
     history = [look(model, done, seconds)]
