@@ -17,7 +17,7 @@ from .modular import GatedModel, gate_statistics
 from .slices import Slice, union
 from .use import extract, finetune
 from .use.calibrate import calibrate
-from .use.evaluate import device_of
+from .use.evaluate import device_of, predict_logits
 from .use.recalibrate import try_recalibration
 
 GATES = ("fold", "drop")
@@ -88,14 +88,16 @@ def reuse(
     part = union(slices[name] for name in names)
     plain = without_gates(network, task, gates=gates, **running)
     networks = {"extracted": extract(plain, part, data.example.to(device_of(plain)), classes=indices)}
-    networks["recalibrated"], best, _ = try_recalibration(networks["extracted"], task, recalibration_images, seed=seed)
+    tried = try_recalibration(networks["extracted"], task, recalibration_images, seed=seed)
+    networks["recalibrated"], best, logits = tried
     kept = "recalibrated" if best is networks["recalibrated"] else "extracted"
     best_epoch = None
     if epochs:
         tuned = finetune(networks[kept], task, epochs=epochs, learning_rate=learning_rate, seed=seed, **running)
         networks["fine-tuned"], best_epoch, kept = tuned.model, tuned.best_epoch, "fine-tuned"
+        logits = predict_logits(tuned.model, task, split="validation")
     try:
-        model, temperature = calibrate(networks[kept], task)
+        model, temperature = calibrate(networks[kept], task, logits=logits)
     except TorchsliceError:  # its scores are no layer's output
         model, temperature = networks[kept], None
     return Reused(tuple(names), part, networks, kept, model, temperature, best_epoch)

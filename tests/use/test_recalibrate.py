@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from torchslice.errors import TorchsliceError
+from torchslice.use.evaluate import accuracy_of
 from torchslice.use.recalibrate import RunningMoments, recalibrate, try_recalibration
 
 from .nets import Tiny, lively, stripes
@@ -79,11 +80,14 @@ def test_what_is_better_on_validation_images_is_kept(monkeypatch, before, after,
     def watch(network, given, *, split):
         assert given is data and split == "validation"
         seen.append(network)
-        return type("Score", (), {"overall": next(values)})
+        labels = data.validation.labels
+        wrong = torch.arange(len(labels)) >= next(values) * len(labels)
+        return torch.eye(len(data.classes))[(labels + wrong) % len(data.classes)]
 
-    monkeypatch.setattr(sys.modules[recalibrate.__module__], "accuracy", watch)
-    new, best, right = try_recalibration(model, data, 60, seed=3)
-    assert seen == [model, new] and best is {"copy": new, "model": model}[kept] and right == max(before, after)
+    monkeypatch.setattr(sys.modules[recalibrate.__module__], "predict_logits", watch)
+    new, best, logits = try_recalibration(model, data, 60, seed=3)
+    assert seen == [model, new] and best is {"copy": new, "model": model}[kept]
+    assert accuracy_of(logits, data.validation.labels).overall == pytest.approx(max(before, after), abs=0.02)
     sample = data.normalise(data.train.limit(60, seed=3).images)
     assert torch.equal(new.norm2.running_var, recalibrate(model, sample, seed=3).norm2.running_var)
     assert not torch.equal(new.norm2.running_var, model.norm2.running_var)

@@ -60,7 +60,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     return 1 / (low * high) ** 0.5
 
 
-def calibrate(model: nn.Module, data: Data) -> tuple[nn.Module, float]:
+def calibrate(model: nn.Module, data: Data, *, logits: Tensor | None = None) -> tuple[nn.Module, float]:
     """Return a copy whose scores are divided by the best temperature on validation images, and the temperature.
 
     Answers stay what they were. The temperature goes into the weights of the classifier, so nothing is added to the
@@ -68,13 +68,19 @@ def calibrate(model: nn.Module, data: Data) -> tuple[nn.Module, float]:
 
     Raises TorchsliceError for a network whose class scores are not the outputs of layers.
 
+    Args:
+        data: the task; its validation split is used.
+        logits: of the model on the validation images [n, C], where they are known already.
+
     >>> small, temperature = calibrate(small, data.restrict(["cat", "dog"]))
     """
     example = data.example.to(device_of(model))
     head = find_neurons(model, example).head
     if not head:
         raise TorchsliceError("the class scores of this network are no layer's output; it cannot be calibrated.")
-    temperature = best_temperature(predict_logits(model, data, split="validation"), data.validation.labels.cpu())
+    if logits is None:
+        logits = predict_logits(model, data, split="validation")
+    temperature = best_temperature(logits, data.validation.labels.cpu())
     calibrated = copy.deepcopy(model).eval()
     with torch.no_grad():
         for layer in head:

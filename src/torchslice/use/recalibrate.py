@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..core.record import evaluating
 from ..data import Data
 from ..errors import TorchsliceError
-from .evaluate import accuracy, device_of
+from .evaluate import accuracy_of, device_of, predict_logits
 
 
 class RunningMoments:
@@ -99,11 +99,13 @@ def recalibrate(
     return model
 
 
-def try_recalibration(model: nn.Module, data: Data, count: int, *, seed: int) -> tuple[nn.Module, nn.Module, float]:
-    """Return a copy recalibrated on `count` training images, the better of both on validation, and its accuracy."""
+def try_recalibration(model: nn.Module, data: Data, count: int, *, seed: int) -> tuple[nn.Module, nn.Module, Tensor]:
+    """Return a copy recalibrated on `count` training images, the better of both on validation, and its logits there."""
     new = recalibrate(model, data.normalise(data.train.limit(count, seed=seed).images), seed=seed)
-    before, after = (accuracy(network, data, split="validation").overall for network in (model, new))
-    return new, new if after >= before else model, max(before, after)
+    labels = data.validation.labels.cpu()
+    before, after = (predict_logits(network, data, split="validation") for network in (model, new))
+    better = accuracy_of(after, labels).overall >= accuracy_of(before, labels).overall
+    return (new, new, after) if better else (new, model, before)
 
 
 def _mixed(images: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from ..errors import TorchsliceError
 from ..registry import unknown
 from ..slices import Slice
 from .costs import Cost, latency
-from .evaluate import accuracy, device_of
+from .evaluate import accuracy, accuracy_of, device_of
 from .extract import extract
 from .finetune import finetune
 from .pruning import PRUNING
@@ -138,8 +138,8 @@ def restructure(
 
     if critical is not None:
         started = perf_counter()
-        _, network, right = try_recalibration(network, data, recalibration_images, seed=seed)
-        log("cut", network, started, right)
+        _, network, logits = try_recalibration(network, data, recalibration_images, seed=seed)
+        log("cut", network, started, accuracy_of(logits, data.validation.labels.cpu()).overall)
         network = trained("cut, retrained", network, perf_counter(), sparse=False)
     kept, best, stopped, iteration = network, steps[-1].name, "target", 0
     while not goal.met(asdict(steps[-1])):
