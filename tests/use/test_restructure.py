@@ -139,7 +139,7 @@ def test_it_stops_before_too_much_accuracy_is_lost(model, scripted):
 
 
 def test_patience_wins_accuracy_back(model, scripted):
-    # measured: whole, before and after recalibration
+    # measured: whole, cut and recalibrated
     scripted([0.9, 0.7], [0.88, 0.9, 0.88, 0.88, 0.895, 0.7, 0.7, 0.7])
     result = restructure(model, PART, DATA, param_retention=0.15, patience=2, **SETTINGS)
     again = ["", ", training 2", ", training 3"]

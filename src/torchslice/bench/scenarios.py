@@ -76,8 +76,8 @@ def carlini_wagner(model: nn.Module, data: Data, split: Split, epsilon: int = 0,
 
     The weight of the attack is fixed, which takes a fifth of the time and goes further than it needs to.
     """
-    settings = {"max_iter": 10, "binary_search_steps": 1, "initial_const": 10.0, "learning_rate": 0.1}
-    return _by_toolbox("CarliniL2Method", model, data, split, confidence=1.0, **settings)
+    weight = {"binary_search_steps": 1, "initial_const": 10.0, "confidence": 1.0}
+    return _by_toolbox("CarliniL2Method", model, data, split, max_iter=10, learning_rate=0.1, **weight)
 
 
 #: name -> function (model, data, split, epsilon, seed) -> the same samples, attacked

@@ -20,6 +20,8 @@ from ..modular import SIZES, SubTasks, attach_gates, class_slices, objective
 from ..modular.metrics import cohesion
 from ..semantic import Rule, contributions, slices_from
 from ..training import choose_placement, cross_entropy
+from ..training.batches import class_count
+from ..training.fit import trainable
 from ..training.objectives import Objective
 from ..use.costs import cost, latency_ms
 from ..use.extract import extract
@@ -126,7 +128,7 @@ def _steps(settings: Settings, device: str) -> list[dict[str, Any]]:
 
     def step(model: nn.Module, target: Objective, counts: Sequence[int] = (10,)) -> Callable[[], None]:
         model.train()
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
+        optimizer = torch.optim.SGD(trainable(model), lr=1e-3, momentum=0.9, nesterov=True)
 
         def run() -> None:
             for classes in counts:
@@ -150,7 +152,7 @@ def _steps(settings: Settings, device: str) -> list[dict[str, Any]]:
         options: dict[str, Any] = {"samples_per_class": 2, "correct_only": False, "progress": False, "device": device}
         scores = contributions(divided, noise(100), metric="taylor", **options)
         slices = slices_from(scores, Rule("taylor", "budget", share=0.15)).by_class
-        counts = [size if isinstance(size, int) else round(10 * size) for size in SIZES]
+        counts = [class_count(size, 10) for size in SIZES]
         goal = "<= 1.15" if placement.device.type == "cuda" else "<= 1.08"
         sides = {
             "MwT step": (step(attach_gates(new(), images[:2]), objective()), 1, goal),
@@ -161,9 +163,9 @@ def _steps(settings: Settings, device: str) -> list[dict[str, Any]]:
             ),
             "step of 20 % of the neurons": (step(Partial(new(), part, images[:2]), cross_entropy), 1, "< 1"),
         }
-        for what, (side, steps, wanted) in sides.items():
-            taken = in_turns(settings.steps, side, step(new(), cross_entropy))
-            pairs = [(ours / steps, standard) for ours, standard in taken]
+        turns = in_turns(settings.steps, *(side for side, _, _ in sides.values()), step(new(), cross_entropy))
+        for place, (what, (_, steps, wanted)) in enumerate(sides.items()):
+            pairs = [(turn[place] / steps, turn[-1]) for turn in turns]
             about = f"{what}, {name}, batch {settings.batch_size}, {placement.precision}"
             rows.append(compare(about, "standard step", wanted, pairs))
     return rows
