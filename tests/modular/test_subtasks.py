@@ -83,6 +83,24 @@ def test_running_statistics_are_those_of_batches_with_all_classes():
     assert not any(a.equal(b) for a, b in zip(statistics, model.buffers(), strict=True))
 
 
+def test_a_batch_without_two_images_of_a_class_is_of_all_classes():
+    model, objective, images, _ = small_subtasks()
+    statistics = [buffer.clone() for buffer in model.buffers()]
+    labels = torch.tensor([7, 1, 4])
+    loss, _, _ = objective(model, images[:3], labels)
+    assert not any(a.equal(b) for a, b in zip(statistics, model.buffers(), strict=True))
+    assert loss.item() == pytest.approx(
+        F.cross_entropy(objective.logits(model, images[:3], tuple(range(10))), labels).item()
+    )
+
+
+def test_one_sub_task_leaves_no_trace_in_the_next():
+    model, objective, images, _ = small_subtasks()
+    first = objective.logits(model, images, (1, 4))
+    objective.logits(model, images, (0, 2, 3, 5, 6, 7, 8))
+    assert objective.logits(model, images, (1, 4)).equal(first)
+
+
 def test_it_trains_with_batches_of_few_classes_and_leaves_what_no_class_has():
     torch.manual_seed(0)
     data = load("digits").limit(train=200)

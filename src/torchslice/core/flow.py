@@ -57,6 +57,14 @@ class Port:
     kernel: int = 1  # weights per pair of channels
     positions: int = 0  # places per sample at which the layer is applied, over all its calls
 
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        """Return the attributes that tell a module of this kind how many rows, columns and groups it has."""
+        if self.kind in ("norm", "prelu"):
+            return {"num_features" if self.kind == "norm" else "num_parameters": outs}
+        if self.kind == "linear":
+            return {"in_features": ins, "out_features": outs}
+        return {"in_channels": ins, "out_channels": outs, "groups": ins if self.kind == "depthwise" else groups}
+
 
 @dataclass
 class Flow:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,12 @@ class LayerPlan:
     def whole(self) -> bool:
         """Whether the layer stays as it is."""
         return bool(self.outs.all() and (self.ins is None or self.ins.all()) and not self.held.any())
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The attributes that tell the layer its size after the cut."""
+        groups = int(self.outs.reshape(self.port.groups, -1).any(1).sum())
+        return self.port.sizes(int(self.outs.sum()), 0 if self.ins is None else int(self.ins.sum()), groups)
 
 
 @dataclass(frozen=True)
@@ -108,21 +115,18 @@ def cut(model: nn.Module, what: Plan) -> nn.Module:
     Parameters that are cut are never copied whole.
     """
     memo: dict[int, Any] = {}
-    shapes: dict[str, dict[str, int]] = {}
     for name, layer in what.layers.items():
         if layer.whole:
             continue
         module = model.get_submodule(name)
         with torch.no_grad():
-            tensors, shapes[name] = _cut_layer(module, layer)
+            tensors = _cut_layer(module, layer)
         for key, tensor in tensors.items():
             old = getattr(module, key)
             new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
             memo[id(old)] = new
     small = copy.deepcopy(model, memo)
-    for name, attributes in shapes.items():
-        for key, value in attributes.items():
-            setattr(small.get_submodule(name), key, value)
+    resize(small, what)
     return small
 
 
@@ -137,9 +141,15 @@ def cut_tensors(model: nn.Module, what: Plan) -> dict[str, Tensor]:
     found = {name: tensor for tensors in named for name, tensor in tensors}
     for name, layer in what.layers.items():
         if not layer.whole:
-            tensors, _ = _cut_layer(model.get_submodule(name), layer)
+            tensors = _cut_layer(model.get_submodule(name), layer)
             found |= {f"{name}.{key}" if name else key: tensor for key, tensor in tensors.items()}
     return found
+
+
+def resize(model: nn.Module, what: Plan) -> None:
+    """Make a copy of the planned model say that its layers are as large as the plan leaves them."""
+    for name, layer in what.layers.items():
+        vars(model.get_submodule(name)).update(layer.sizes)  # plain numbers, so not through Module.__setattr__
 
 
 def silence(model: nn.Module, what: Plan) -> None:
@@ -158,8 +168,8 @@ def _zero(tensors: Mapping[str, Tensor | None], rows: Tensor) -> None:
             tensor[rows.to(tensor.device)] = float(key == "running_var")
 
 
-def _cut_layer(module: nn.Module, layer: LayerPlan) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Return the tensors and the shape attributes of a layer after the cut."""
+def _cut_layer(module: nn.Module, layer: LayerPlan) -> dict[str, Tensor]:
+    """Return the tensors of a layer after the cut."""
     port = layer.port
     device = next((t.device for t in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
     outs = torch.from_numpy(layer.outs.nonzero()[0]).to(device)
@@ -169,27 +179,17 @@ def _cut_layer(module: nn.Module, layer: LayerPlan) -> tuple[dict[str, Tensor], 
         for key, tensor in {**module._parameters, **module._buffers}.items()
         if tensor is not None and tensor.dim() > 0
     }
-    attributes: dict[str, int] = {}
-    if port.kind in ("norm", "prelu"):
-        attributes["num_features" if port.kind == "norm" else "num_parameters"] = len(outs)
-    else:
+    if port.kind == "grouped":
+        tensors["weight"] = _cut_groups(tensors["weight"], layer, device)
+    elif port.kind in ("conv", "linear"):
         assert layer.ins is not None
-        ins = torch.from_numpy(layer.ins.nonzero()[0]).to(device)
-        if port.kind == "grouped":
-            tensors["weight"], groups = _cut_groups(tensors["weight"], layer, device)
-            attributes["groups"] = groups
-        elif port.kind == "depthwise":
-            attributes["groups"] = len(ins)
-        else:
-            tensors["weight"] = tensors["weight"].index_select(1, ins)
-        features = ("in_features", "out_features") if port.kind == "linear" else ("in_channels", "out_channels")
-        attributes |= dict(zip(features, (len(ins), len(outs)), strict=True))
+        tensors["weight"] = tensors["weight"].index_select(1, torch.from_numpy(layer.ins.nonzero()[0]).to(device))
     if held.any() and port.kind != "prelu":
         _zero(tensors, held)
-    return tensors, attributes
+    return tensors
 
 
-def _cut_groups(rows: Tensor, layer: LayerPlan, device: torch.device) -> tuple[Tensor, int]:
+def _cut_groups(rows: Tensor, layer: LayerPlan, device: torch.device) -> Tensor:
     """Take the columns that stay out of each group's rows; the groups that stay are equally wide by the plan."""
     assert layer.ins is not None
     groups = layer.port.groups
@@ -200,7 +200,7 @@ def _cut_groups(rows: Tensor, layer: LayerPlan, device: torch.device) -> tuple[T
         if stop > start:
             parts.append(rows[start:stop].index_select(1, torch.from_numpy(columns.nonzero()[0]).to(device)))
         start = stop
-    return torch.cat(parts), len(parts)
+    return torch.cat(parts)
 
 
 def runs_when_cut(model: nn.Module, example: Tensor, neurons: Neurons, where: str, ids: Any) -> str | None:

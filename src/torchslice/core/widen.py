@@ -54,7 +54,7 @@ def last_wire(neurons: Neurons, layer: str) -> int:
 def grow(model: nn.Module, neurons: Neurons, extra: Mapping[int, int], *, seed: int) -> nn.Module:
     """Return a copy of `model` with so many channels more behind the wires of `extra`, its new rows drawn by `seed`."""
     memo: dict[int, Any] = {}
-    shapes: dict[str, dict[str, int]] = {}
+    sizes: dict[str, dict[str, int]] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, port in neurons.flow.ports.items():
@@ -73,11 +73,10 @@ def grow(model: nn.Module, neurons: Neurons, extra: Mapping[int, int], *, seed: 
                     wide = wide.to(tensor.device)
                     is_parameter = isinstance(tensor, nn.Parameter)
                     memo[id(tensor)] = nn.Parameter(wide, tensor.requires_grad) if is_parameter else wide
-            shapes[name] = _widths(port, len(outs), len(ins))
+            sizes[name] = port.sizes(len(outs), len(ins), port.groups)
     grown = copy.deepcopy(model, memo)
-    for name, attributes in shapes.items():
-        for key, value in attributes.items():
-            setattr(grown.get_submodule(name), key, value)
+    for name, attributes in sizes.items():
+        vars(grown.get_submodule(name)).update(attributes)
     return grown
 
 
@@ -88,11 +87,3 @@ def _draw(tensor: Tensor, key: str, port: Port, new: Tensor, inputs: int) -> Non
     elif port.kind != "prelu":
         bound = (port.kernel * (1 if port.kind == "depthwise" else inputs)) ** -0.5
         tensor[new] = torch.empty_like(tensor[new]).uniform_(-bound, bound)
-
-
-def _widths(port: Port, outs: int, ins: int) -> dict[str, int]:
-    """Return the shape attributes of a layer with so many rows and columns."""
-    if port.kind in ("norm", "prelu"):
-        return {"num_features" if port.kind == "norm" else "num_parameters": outs}
-    names = ("in_features", "out_features") if port.kind == "linear" else ("in_channels", "out_channels")
-    return dict(zip(names, (ins, outs), strict=True)) | ({"groups": ins} if port.kind == "depthwise" else {})

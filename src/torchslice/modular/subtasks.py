@@ -6,6 +6,7 @@ Shapes: B batch, C classes, k of them in the batch.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
@@ -17,20 +18,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.find import find_neurons
 from ..core.hold import holding
-from ..core.surgery import Plan, cut, cut_tensors, plan
+from ..core.surgery import Plan, cut_tensors, plan, resize
 from ..errors import TorchsliceError
 from ..slices import Slice, union
 
 SIZES = (2, 3, 0.5, 1.0)
-KEPT = 512  # sets of classes whose network is remembered
+KEPT = 512  # sets of classes whose plan is remembered
 COUNTER = "num_batches_tracked"  # of a batch norm
 
 
 class SubTasks:
     """An objective for `fit`: the cross entropy of the batch's classes on the part of the network that is theirs.
 
-    The classes that occur in a batch are its sub-task. The neurons outside the union of their slices are held at zero,
-    and only these classes are scored:
+    The classes that occur in a batch are its sub-task; where no two images have the same class, all classes are. The
+    neurons outside the union of their slices are held at zero, and only these classes are scored:
 
         loss = cross entropy of softmax(logits[classes] of the model held to the union of slices[classes])
 
@@ -60,7 +61,10 @@ class SubTasks:
         for part in slices.values():
             neurons.check(part)
         self.slices, self.neurons = tuple(slices.values()), neurons
-        self._small, self._plan = lru_cache(KEPT)(self._make), lru_cache(KEPT)(self._planned)
+        self._plan = lru_cache(KEPT)(self._planned)
+        self._skeleton = copy.deepcopy(model).to("meta")  # takes the size and the tensors of every part in turn
+        for norm in _norms(self._skeleton):
+            norm.momentum, norm.num_batches_tracked = 0.0, None
 
     def __repr__(self) -> str:
         kept = [int(torch.cat([*part.masks.values()]).sum()) for part in self.slices]
@@ -69,6 +73,8 @@ class SubTasks:
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss of the batch's sub-task, which answers are right, and no parts."""
         classes, own = labels.unique(return_inverse=True)  # [k], [B]
+        if len(classes) == len(labels):  # more classes were drawn than there is room for
+            classes, own = torch.arange(len(self.slices)), labels
         logits = self.logits(model, images, tuple(classes.tolist())).float()  # [B, k]
         return F.cross_entropy(logits, own), logits.argmax(1) == own, {}
 
@@ -80,9 +86,10 @@ class SubTasks:
         """
         network = getattr(model, "module", model)
         if network is model and len(classes) < len(self.slices):
-            small, what = self._small(network, classes)
+            what = self._plan(classes, rows=True)
             tensors = {name: t for name, t in cut_tensors(network, what).items() if COUNTER not in name}
-            logits = functional_call(small.train(network.training), tensors, images, tie_weights=False)
+            resize(self._skeleton.train(network.training), what)
+            logits = functional_call(self._skeleton, tensors, images, tie_weights=False)
             return logits if self.neurons.head else logits[:, list(classes)]
         held = self._plan(classes).held
         with holding(network, held), _statistics_kept(network, len(classes) < len(self.slices)):
@@ -92,14 +99,6 @@ class SubTasks:
         """Plan the network of some classes, and of only their rows of the class scores if asked to."""
         part = union(self.slices[label] for label in classes)
         return plan(self.neurons, part, classes if rows and self.neurons.head else None)
-
-    def _make(self, model: nn.Module, classes: tuple[int, ...]) -> tuple[nn.Module, Plan]:
-        """Return the network of some classes without its tensors, which come from the model at every step."""
-        what = self._planned(classes, rows=True)
-        small = cut(model, what).to("meta")
-        for norm in _norms(small):
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-        return small, what
 
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:
