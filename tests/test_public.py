@@ -14,7 +14,7 @@ NAMES = [
 ]
 MODULAR = [
     *("attach_gates", "class_slices", "cohesion_loss", "coupling_loss", "mean_gate_values", "objective", "report"),
-    *("SIZES", "SubTasks"),
+    "SubTasks",
 ]
 SEMANTIC = [
     *("METRICS", "Contributions", "Metric", "Rule", "SemanticSlices", "contributions", "prefix_similarity"),

@@ -32,7 +32,7 @@ from .core.surgery import plan, silence
 from .data import Data
 from .errors import TorchsliceError
 from .files import atomic_write
-from .modular import SIZES, GatedModel, Report, SubTasks, attach_gates, class_slices, objective, report
+from .modular import GatedModel, Report, SubTasks, attach_gates, class_slices, objective, report
 from .semantic import Rule, SemanticSlices, contributions, slice_model, slices_from
 from .slices import Slice, union
 from .submodel import without_gates
@@ -212,9 +212,9 @@ class Run:
             if recipe.method != "modular":
                 return rows
             slices = self._trained_slices(network, data, device=device, progress=progress)
-            loss = SubTasks(network, slices, data.example.to(next(network.parameters()).device))
-            settings |= {"classes_per_batch": SIZES, "epochs": recipe.epochs - first}
-            more = fit(network, data, objective=loss, folder=self.folder / "subtasks", **settings)
+            sub_tasks = SubTasks(network, slices, data.example.to(next(network.parameters()).device))
+            settings |= {"classes_per_batch": sub_tasks.sizes, "epochs": recipe.epochs - first}
+            more = fit(network, data, objective=sub_tasks, folder=self.folder / "subtasks", **settings)
             return rows + [{**row, "epoch": row["epoch"] + first} for row in more]
         except TorchsliceError:
             if not self._checkpoints[0].exists():  # nothing to go on with, so the folder is free again

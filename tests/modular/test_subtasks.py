@@ -16,7 +16,7 @@ from torchslice.core.surgery import plan, silence
 from torchslice.data import load
 from torchslice.errors import TorchsliceError
 from torchslice.models import create
-from torchslice.modular.subtasks import SIZES, SubTasks
+from torchslice.modular.subtasks import SubTasks
 from torchslice.slices import union
 from torchslice.training import fit
 
@@ -94,6 +94,15 @@ def test_a_batch_without_two_images_of_a_class_is_of_all_classes():
     )
 
 
+@pytest.mark.parametrize(
+    ("classes", "sizes"), [(2, (2, 2)), (3, (2, 3)), (10, (5, 2, 10, 10)), (25, (12, 6, 3, 2, 25, 25, 25, 25))]
+)
+def test_half_of_the_batches_are_of_all_classes(classes, sizes):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, classes))
+    slices = {str(label): find_neurons(model, torch.randn(2, 4)).full() for label in range(classes)}
+    assert SubTasks(model, slices, torch.randn(2, 4)).sizes == sizes
+
+
 def test_one_sub_task_leaves_no_trace_in_the_next():
     model, objective, images, _ = small_subtasks()
     first = objective.logits(model, images, (1, 4))
@@ -109,8 +118,9 @@ def test_it_trains_with_batches_of_few_classes_and_leaves_what_no_class_has():
     half = neurons.random(0.5)
     slices = dict.fromkeys(data.classes, half)
     before = copy.deepcopy(model.state_dict())
-    settings = {"classes_per_batch": SIZES, "batch_size": 50, "device": "cpu", "progress": False}
-    rows = fit(model, data, objective=SubTasks(model, slices, data.example), epochs=16, **settings)
+    objective = SubTasks(model, slices, data.example)
+    settings = {"classes_per_batch": objective.sizes, "batch_size": 50, "device": "cpu", "progress": False}
+    rows = fit(model, data, objective=objective, epochs=16, **settings)
     assert rows[-1]["loss"] < rows[0]["loss"] / 2
     outside = ~half["features.0.0"]
     after = model.state_dict()["features.0.0.weight"]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import models
 from ..core.find import find_neurons
 from ..data import Data
-from ..modular import SIZES, SubTasks, attach_gates, gate_statistics, objective
+from ..modular import SubTasks, attach_gates, gate_statistics, objective
 from ..modular import slices_from as slices_by_gates
 from ..semantic import Contributions, Rule, contributions, slices_from
 from ..slices import Slice, union
@@ -187,7 +187,7 @@ class Reusing(Part):
         model = copy.deepcopy(start)
         losses = SubTasks(model, slices, self.data.example.to(device_of(model)))
         epochs = self.network.epochs - round(self.network.epochs * self.settings.first_share)
-        options = {**self.training, "epochs": epochs, "classes_per_batch": SIZES}
+        options = {**self.training, "epochs": epochs, "classes_per_batch": losses.sizes}
         return model, fit(model, self.data, objective=losses, folder=self.folder / folder, **options)
 
     def published(self, tasks: Sequence[tuple[int, ...]], add: Any, seconds: dict[str, float]) -> None:

@@ -16,11 +16,10 @@ from .. import models
 from ..core.find import find_neurons
 from ..errors import TorchsliceError
 from ..imports import import_optional
-from ..modular import SIZES, SubTasks, attach_gates, class_slices, objective
+from ..modular import SubTasks, attach_gates, class_slices, objective
 from ..modular.metrics import cohesion
 from ..semantic import Rule, contributions, slices_from
 from ..training import choose_placement, cross_entropy
-from ..training.batches import class_count
 from ..training.fit import trainable
 from ..training.objectives import Objective
 from ..use.costs import cost, latency_ms
@@ -152,13 +151,13 @@ def _steps(settings: Settings, device: str) -> list[dict[str, Any]]:
         options: dict[str, Any] = {"samples_per_class": 2, "correct_only": False, "progress": False, "device": device}
         scores = contributions(divided, noise(100), metric="taylor", **options)
         slices = slices_from(scores, Rule("taylor", "budget", share=0.15)).by_class
-        counts = [class_count(size, 10) for size in SIZES]
+        sub_tasks = SubTasks(divided, slices, images[:2])
         goal = "<= 1.15" if placement.device.type == "cuda" else "<= 1.08"
         sides = {
             "MwT step": (step(attach_gates(new(), images[:2]), objective()), 1, goal),
             "sub-task step, 15 % of the neurons per class": (
-                step(divided, SubTasks(divided, slices, images[:2]), counts),
-                len(counts),
+                step(divided, sub_tasks, sub_tasks.sizes),
+                len(sub_tasks.sizes),
                 "<= 1",
             ),
             "step of 20 % of the neurons": (step(Partial(new(), part, images[:2]), cross_entropy), 1, "< 1"),

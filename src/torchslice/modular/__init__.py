@@ -6,10 +6,9 @@ from .health import Health, health_of
 from .losses import cohesion_loss, coupling_loss
 from .metrics import Report, cohesion, coupling, report
 from .objective import objective
-from .subtasks import SIZES, SubTasks
+from .subtasks import SubTasks
 
 __all__ = [
-    "SIZES",
     "Gate",
     "GateStatistics",
     "GatedModel",

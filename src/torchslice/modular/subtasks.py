@@ -22,7 +22,6 @@ from ..core.surgery import Plan, cut_tensors, plan, resize
 from ..errors import TorchsliceError
 from ..slices import Slice, union
 
-SIZES = (2, 3, 0.5, 1.0)
 KEPT = 512  # sets of classes whose plan is remembered
 COUNTER = "num_batches_tracked"  # of a batch norm
 
@@ -48,7 +47,7 @@ class SubTasks:
 
     >>> slices = slices_from(scores, Rule("taylor", "budget", share=0.15)).by_class
     >>> objective = SubTasks(model, slices, data.example)
-    >>> fit(model, data, objective=objective, classes_per_batch=SIZES, epochs=12)
+    >>> fit(model, data, objective=objective, classes_per_batch=objective.sizes, epochs=12)
     """
 
     def __init__(self, model: nn.Module, slices: Mapping[str, Slice], example: Tensor) -> None:
@@ -65,6 +64,19 @@ class SubTasks:
         self._skeleton = copy.deepcopy(model).to("meta")  # takes the size and the tensors of every part in turn
         for norm in _norms(self._skeleton):
             norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of classes to draw batches of: all of them every other time, else a half, a quarter, ... or two.
+
+        >>> SubTasks(model, slices, data.example).sizes  # of ten classes
+        (5, 2, 10, 10)
+        """
+        some = [len(self.slices)]
+        while some[-1] > 2:
+            some.append(max(2, some[-1] // 2))
+        parts = some[1:] or some
+        return (*parts, *[len(self.slices)] * len(parts))
 
     def __repr__(self) -> str:
         kept = [int(torch.cat([*part.masks.values()]).sum()) for part in self.slices]

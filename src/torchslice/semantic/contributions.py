@@ -109,7 +109,7 @@ def contributions(
         data: its training split is used, never another.
         metric: one name or several, which share the pass; see `METRICS`, which also takes new ones.
         samples_per_class: images per class at most.
-        correct_only: take only images that the model classifies correctly.
+        correct_only: take only images that the model classifies correctly; of a class of which it gets none right, any.
         seed: of the choice of the images.
         batch_size: images per forward pass.
 
@@ -150,11 +150,9 @@ def contributions(
     )
     counts = data.train.labels[samples].bincount(minlength=len(data.classes))
     if not counts.all():
-        kind = "training image that the model classifies correctly" if correct_only else "training image"
-        hint = "train the model further, give correct_only=False, or leave" if correct_only else "leave"
         raise TorchsliceError(
-            f"class {data.classes[int(counts.argmin())]!r} of {data.name} has no {kind}, so nothing contributes to it; "
-            f"{hint} the class out with a model and data of the others."
+            f"class {data.classes[int(counts.argmin())]!r} of {data.name} has no training image, so nothing "
+            "contributes to it; leave the class out with a model and data of the others."
         )
     widths = {layer: neurons.layers[layer].count for layer in taps.axis}
     means = {term: (total / counts[:, None]).split([*widths.values()], 1) for term, total in totals.items()}

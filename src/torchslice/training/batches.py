@@ -37,7 +37,7 @@ def epoch_order(count: int, batch_size: int, generator: torch.Generator, ranks: 
 
 
 def class_batches(
-    labels: Tensor, batch_size: int, sizes: Sequence[int | float], steps: int, generator: torch.Generator
+    labels: Tensor, batch_size: int, sizes: Sequence[int], steps: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
     """Yield `steps` batches of indices, int64 [B], each of a few random classes in equal parts, mixed.
 
@@ -45,7 +45,7 @@ def class_batches(
 
     Args:
         labels: of the images, int64 [n].
-        sizes: of the class sets, each equally likely: numbers of classes, or shares of all classes as floats in (0, 1].
+        sizes: numbers of classes, each equally likely; at most as many are drawn as there are, or images in a batch.
 
     >>> batches = class_batches(torch.tensor([0, 1, 2] * 8), 4, [2], 3, torch.Generator())
     >>> [torch.tensor([0, 1, 2] * 8)[batch].unique().numel() for batch in batches]
@@ -53,10 +53,9 @@ def class_batches(
     """
     rows = [(labels == label).nonzero().flatten() for label in range(int(labels.max()) + 1)]
     present = [label for label, own in enumerate(rows) if len(own)]
-    counts = [class_count(size, len(present)) for size in sizes]
     waiting = [torch.empty(0, dtype=torch.int64)] * len(rows)
     for _ in range(steps):
-        size = counts[int(torch.randint(len(counts), (), generator=generator))]
+        size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
         drawn = torch.randperm(len(present), generator=generator)[: min(size, batch_size)].tolist()
         batch = []
         for place, label in enumerate(present[index] for index in drawn):
@@ -67,16 +66,6 @@ def class_batches(
             batch.append(waiting[label][:own])
             waiting[label] = waiting[label][own:]
         yield torch.cat(batch)[torch.randperm(batch_size, generator=generator)]
-
-
-def class_count(size: int | float, classes: int) -> int:
-    """Return a number of classes, which is given as such or as a share of all classes; at least 2."""
-    count = size if isinstance(size, int) else max(2, round(size * classes))
-    if not 2 <= count <= classes or (isinstance(size, float) and not 0 < size <= 1):
-        raise TorchsliceError(
-            f"a set of classes has 2 to {classes} of them, or a share in (0, 1] as a float; got {size!r}."
-        )
-    return count
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
@@ -119,13 +108,14 @@ class TrainingBatches:
         batch_size: int,
         seed: int,
         device: torch.device,
-        classes_per_batch: Sequence[int | float] | None = None,
+        classes_per_batch: Sequence[int] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
         self.classes_per_batch = classes_per_batch
         for size in classes_per_batch or ():
-            class_count(size, len(data.classes))
+            if not 2 <= size <= len(data.classes):
+                raise TorchsliceError(f"a batch has images of 2 to {len(data.classes)} classes; got {size!r}.")
         self.ranks = ranks or Ranks()
         self.images, self.labels = data.train.images.to(device), data.train.labels.to(device)
         if batch_size < 2 * self.ranks.count or batch_size % self.ranks.count:

@@ -35,7 +35,7 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     batch_size: int = 128,
-    classes_per_batch: Sequence[int | float] | None = None,
+    classes_per_batch: Sequence[int] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
@@ -54,8 +54,8 @@ def fit(
         epochs: passes over the training split, the interrupted ones included.
         learning_rate: of the first step.
         batch_size: images per step, over all processes.
-        classes_per_batch: draws every batch from a few random classes; one of these numbers of classes, or shares of
-            all classes as floats, each equally likely. By default batches are drawn from all images.
+        classes_per_batch: draws every batch from a few random classes; one of these numbers of classes, each
+            equally likely. By default batches are drawn from all images.
         seed: of the order, the augmentation, and dropout; not of the weights, which the model already has.
         precision: "fp32", "bf16" (autocast, with float32 weights), or "auto": bf16 where the hardware computes in it.
         folder: gets checkpoint.safetensors and metrics.jsonl.
