@@ -47,6 +47,7 @@ class Divided(Network):
 
     sizes: tuple[int, ...] = (2, 5, 10)
     batch_size: int = 128
+    mwt_batch_size: int = 128  # as published
     retentions: tuple[float, ...] = (0.05, 0.1, 0.15, 0.25)
 
 
@@ -65,7 +66,6 @@ class Settings:
     samples_per_class: int = 128
     learning_rate: float = 0.05
     mwt_classes: int = 10  # of a batch, where there are more
-    mwt_batch_size: int = 128  # as published; its losses compare the samples of a batch
     scratch: bool = True
     seed: int = 0
 
@@ -89,6 +89,7 @@ SETTINGS = {
                 train_images=10_000,
                 validation_images=2_000,
                 batch_size=32,
+                mwt_batch_size=32,
                 sizes=(2, 10, 100),
                 retentions=(0.15, 0.25),
             ),
@@ -196,7 +197,7 @@ class Reusing(Part):
         gated = attach_gates(self.new(data), data.example, seed=self.seed)
         self.note(f"MwT, {self.network.epochs} epochs")
         few = (settings.mwt_classes,) if len(data.classes) > settings.mwt_classes else None
-        options = {**self.training, "classes_per_batch": few, "batch_size": settings.mwt_batch_size}
+        options = {**self.training, "classes_per_batch": few, "batch_size": self.network.mwt_batch_size}
         seconds["MwT"] = spent(fit(gated, data, objective=objective(), folder=self.folder / "mwt", **options))
         statistics = gate_statistics(gated, data, **self.running)
         slices, means = slices_by_gates(gated, statistics), statistics.mean

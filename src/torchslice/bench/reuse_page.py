@@ -35,7 +35,7 @@ def page(result: dict[str, Any], path: Path) -> str:
         many = f"{images:,}" if images else "all"
         about_training = (
             f"{network['epochs']} epochs, {many} training images, batches of {network['batch_size']} "
-            f"(MwT {settings['mwt_batch_size']})."
+            f"(MwT {network['mwt_batch_size']})."
         )
         lines += ["", f"## {name}", "", about_training, "", _arms(runs, network["sizes"]), ""]
         lines += [_subsets(runs), "", _calibration(runs, network["sizes"]), "", *_seconds(runs)]

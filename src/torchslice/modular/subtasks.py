@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
@@ -67,16 +68,13 @@ class SubTasks:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of classes to draw batches of: all of them every other time, else a half, a quarter, ... or two.
+        """Numbers of classes to draw batches of: all C of them every other time, else two or their geometric mean.
 
         >>> SubTasks(model, slices, data.example).sizes  # of ten classes
         (5, 2, 10, 10)
         """
-        some = [len(self.slices)]
-        while some[-1] > 2:
-            some.append(max(2, some[-1] // 2))
-        parts = some[1:] or some
-        return (*parts, *[len(self.slices)] * len(parts))
+        count = len(self.slices)
+        return (math.ceil(math.sqrt(2 * count)), 2, count, count)
 
     def __repr__(self) -> str:
         kept = [int(torch.cat([*part.masks.values()]).sum()) for part in self.slices]
