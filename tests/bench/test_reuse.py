@@ -38,7 +38,9 @@ def test_every_arm_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_sub_tasks_by_hand() -> None:
-    assert disjoint(5, (2, 5)) == [(0, 1), (2, 3), (0, 1, 2, 3, 4)]
+    assert disjoint(5, (2, 5), 10, 0) == [(0, 1), (2, 3), (0, 1, 2, 3, 4)]
+    few = disjoint(100, (2, 50), 4, 0)
+    assert len(few) == 6 and set(few) < set(disjoint(100, (2, 50), 50, 0)) and few != disjoint(100, (2, 50), 4, 1)
     assert len(draw_subsets(10, 2, 45, 0)) == 45 and draw_subsets(10, 10, 45, 0) == [tuple(range(10))]
     drawn = draw_subsets(100, 3, 20, 1)
     assert len(set(drawn)) == 20 and drawn == draw_subsets(100, 3, 20, 1) != draw_subsets(100, 3, 20, 2)

@@ -60,6 +60,7 @@ class Settings:
     retention: float = 0.15
     taper: float = 0.1
     first_share: float = 1 / 2  # of the epochs, trained as standard does
+    sub_tasks: int = 10  # disjoint ones, at most so many of each size
     subsets: int = 45  # at most so many sets of each size
     subset_sizes: tuple[int, ...] = (2, 3, 5)
     statistics_images: int = 500
@@ -117,7 +118,7 @@ class Reusing(Part):
         standard = self.new(data)
         self.note(f"standard training, {self.network.epochs} epochs")
         seconds["standard"] = spent(fit(standard, data, folder=self.folder / "standard", **self.training))
-        tasks = disjoint(len(data.classes), self.network.sizes)
+        tasks = disjoint(len(data.classes), self.network.sizes, settings.sub_tasks, settings.seed)
         whole = predict_logits(standard, data)
         arms: list[dict[str, Any]] = []
 
@@ -303,13 +304,17 @@ def restricted(whole: Tensor, data: Data, task: Sequence[int]) -> float:
     return accuracy_of(*answers(whole, data, task)).overall
 
 
-def disjoint(count: int, sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return sub-tasks of every size that follow each other and do not overlap.
+def disjoint(count: int, sizes: Sequence[int], most: int, seed: int) -> list[tuple[int, ...]]:
+    """Return for every size the sub-tasks that follow each other and do not overlap, or `most` of them at random.
 
-    >>> disjoint(5, (2,))
-    [(0, 1), (2, 3)]
+    >>> disjoint(5, (2, 3), 10, seed=0)
+    [(0, 1), (2, 3), (0, 1, 2)]
     """
-    return [tuple(range(i, i + size)) for size in sizes for i in range(0, count - size + 1, size)]
+    found = []
+    for size in sizes:
+        every = [tuple(range(i, i + size)) for i in range(0, count - size + 1, size)]
+        found += every if len(every) <= most else sorted(random.Random(seed).sample(every, most))
+    return found
 
 
 def draw_subsets(count: int, size: int, most: int, seed: int) -> list[tuple[int, ...]]:
