@@ -48,7 +48,8 @@ def page(result: dict[str, Any], path: Path) -> str:
             f"`{about['command']}`: {settings['seeds']} seeds; {machine(about)}.",
             "",
             "Test accuracy in percent of sub-models that were cut and never fine-tuned, mean over disjoint sub-tasks "
-            f"({settings['sub_tasks']} of a size at most), then mean ± standard deviation over the seeds; in brackets its share of that of the standard network "
+            f"({settings['sub_tasks']} of a size at most), then mean ± standard deviation over the seeds; in brackets "
+            "its share of that of the standard network "
             f"restricted to the same classes. Cut networks get batch-norm statistics of "
             f"{settings['statistics_images']} training images of their classes, unless it says otherwise.",
             "",
