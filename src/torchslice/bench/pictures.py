@@ -16,7 +16,7 @@ from .experiment import note
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#CC79A7")  # told apart by colour-blind readers too
 TICKS = (1, 2, 5, 10, 20, 50, 100)  # of logarithmic axes
-CONTROLS = ("--", ":", "-.")  # all black
+CONTROLS = (("--", "s"), (":", "x"), ("-.", "^"))  # lines and points, all black
 NO_PICTURE = (
     "No curves are drawn: matplotlib is not installed. After `pip install 'torchslice[dev]'` the same command draws "
     "them, and measures nothing again."
@@ -81,12 +81,14 @@ def _lines(cell: Any, panel: Panel, log_x: bool) -> None:
     for arm, found in panel.items():
         points = np.array([point for curve in found for point in curve], dtype=float)
         low, high = max(min(curve)[0] for curve in found), min(max(curve)[0] for curve in found)
-        style = {"color": "black", "linestyle": next(dashes)} if is_control(arm) else {"color": next(colours)}
+        line_style, marker = next(dashes) if is_control(arm) else ("-", "o")
+        colour = "black" if is_control(arm) else next(colours)
         grid = np.geomspace(low, high, 100) if log_x else np.linspace(low, high, 100)
         scale = np.log if log_x else np.positive  # straight lines on the picture
         curves = [np.array(sorted(curve), dtype=float).T for curve in found]
         values = np.array([np.interp(scale(grid), scale(x), y) for x, y in curves])
         mean, deviation = values.mean(0), values.std(0, ddof=1) if len(found) > 1 else 0
-        (line,) = cell.plot(grid, mean, **style, label=arm)
-        cell.fill_between(grid, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15, lw=0)
-        cell.plot(*points.T, ".", color=line.get_color(), markersize=3, alpha=0.5)
+        cell.plot(grid, mean, color=colour, linestyle=line_style)
+        cell.fill_between(grid, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
+        cell.plot(*points.T, linestyle="", marker=marker, color=colour, markersize=3, alpha=0.6)
+        cell.plot([], [], color=colour, linestyle=line_style, marker=marker, markersize=3, label=arm)

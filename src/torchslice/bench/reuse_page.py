@@ -34,8 +34,8 @@ def page(result: dict[str, Any], path: Path) -> str:
         images = network["train_images"]
         many = f"{images:,}" if images else "all"
         about_training = (
-            f"{network['epochs']} epochs, {many} training images, batches of {network['batch_size']} "
-            f"(MwT {network['mwt_batch_size']})."
+            f"{len(runs)} seed(s), {network['epochs']} epochs, {many} training images, "
+            f"batches of {network['batch_size']} (MwT {network['mwt_batch_size']})."
         )
         lines += ["", f"## {name}", "", about_training, "", _arms(runs, network["sizes"]), ""]
         lines += [_subsets(runs), "", _calibration(runs, network["sizes"]), "", *_seconds(runs)]
@@ -45,7 +45,7 @@ def page(result: dict[str, Any], path: Path) -> str:
         [
             "# Sub-models that work at once",
             "",
-            f"`{about['command']}`: {settings['seeds']} seeds; {machine(about)}.",
+            f"`{about['command']}`: {machine(about)}.",
             "",
             "Test accuracy in percent of sub-models that were cut and never fine-tuned, mean over disjoint sub-tasks "
             f"({settings['sub_tasks']} of a size at most), then mean ± standard deviation over the seeds; in brackets "
