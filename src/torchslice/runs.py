@@ -27,14 +27,12 @@ from torch import Tensor, nn
 
 from . import data as data_sets
 from . import models
-from .core.find import find_neurons
-from .core.surgery import plan, silence
 from .data import Data
 from .errors import TorchsliceError
 from .files import atomic_write
 from .modular import GatedModel, Report, SubTasks, attach_gates, class_slices, objective, report
 from .semantic import Rule, SemanticSlices, contributions, slice_model, slices_from
-from .slices import Slice, union
+from .slices import Slice
 from .submodel import without_gates
 from .training import Objective, choose_placement, cross_entropy, fit
 from .training.checkpoint import FILE as CHECKPOINT
@@ -229,10 +227,7 @@ class Run:
         return sum(len(_checkpoint(path, weights=False)[0]) for path in self._checkpoints)
 
     def network(self, data: Data, *, device: str = "auto") -> nn.Module:
-        """Return the trained network, with its gates if it has any, in eval mode; an unfinished run is an error.
-
-        Neurons that no class was given by modular training are zero.
-        """
+        """Return the trained network, with its gates if it has any, in eval mode; an unfinished run is an error."""
         self._check_finished()
         network = self.recipe.network(data)
         path = self._checkpoints[-1]
@@ -240,9 +235,6 @@ class Run:
             network.load_state_dict(_checkpoint(path)[1])
         except RuntimeError as error:
             raise TorchsliceError(f"{path} does not belong to the network of run.json; train anew.") from error
-        if self.recipe.method == "modular":
-            used = union(self._read_slices(self.folder / TRAINED, "train anew").values())
-            silence(network, plan(find_neurons(network, data.example), used))
         return network.to(choose_placement(device).device).eval()
 
     def _check_finished(self) -> None:

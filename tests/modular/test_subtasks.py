@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.core.architectures import ARCHITECTURES, make
 from torch import nn
 
 from torchslice.core.find import find_neurons
-from torchslice.core.hold import holding
+from torchslice.core.hold import holding, masked
 from torchslice.core.surgery import plan, silence
 from torchslice.data import load
 from torchslice.errors import TorchsliceError
@@ -19,13 +20,14 @@ from torchslice.models import create
 from torchslice.modular.subtasks import SubTasks
 from torchslice.slices import union
 from torchslice.training import fit
+from torchslice.use.evaluate import accuracy
 
 CLASSES = (1, 4, 7)
 RANDOM = ("efficientnet_b0", "convnext_tiny")  # they leave out whole blocks at random while training
 
 
 def subtasks(name):
-    """A network in float64 and training mode without dropout, an objective with random slices, and a batch."""
+    """A network in float64 and training mode without dropout, a copy, an objective with random slices, and a batch."""
     model, example = make(name)
     model, example = model.double(), example.double()
     for module in model.modules():
@@ -33,19 +35,31 @@ def subtasks(name):
             module.p = 0.0
     neurons = find_neurons(model, example)
     slices = {str(label): neurons.random(0.3, seed=label) for label in range(neurons.classes)}
-    model.train()
-    return model, SubTasks(model, slices, example), torch.cat([example] * 3)
+    reference = copy.deepcopy(model.train())
+    return model, reference, SubTasks(model, slices, example), torch.cat([example] * 3)
 
 
+class Wrapped(nn.Module):
+    """As DistributedDataParallel does: every call goes through the wrapper."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, images):
+        return self.module(images)
+
+
+@pytest.mark.parametrize("how", ["cut", "wrapped", "all classes"])
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in RANDOM])
-def test_scores_and_gradients_are_those_of_the_network_held_to_the_slices(name):
-    model, objective, images = subtasks(name)
+def test_scores_and_gradients_are_those_of_the_network_held_to_the_slices(name, how):
+    model, reference, objective, images = subtasks(name)
+    classes = tuple(range(len(objective.slices))) if how == "all classes" else CLASSES
     before = {where: buffer.clone() for where, buffer in model.named_buffers()}
-    reference = copy.deepcopy(model)
-    part = union(objective.slices[label] for label in CLASSES)
+    part = union(objective.slices[label] for label in classes)
     with holding(reference, plan(objective.neurons, part).held):
-        expected = reference(images)[:, list(CLASSES)]
-    actual = objective.logits(model, images, CLASSES)
+        expected = reference(images)[:, list(classes)]
+    actual = objective.logits(Wrapped(model) if how == "wrapped" else model, images, classes)
     assert (actual - expected).abs().max() <= 1e-9 * expected.abs().max()
     for logits in (actual, expected):
         F.cross_entropy(logits, torch.arange(len(logits)) % 3).backward()
@@ -54,7 +68,11 @@ def test_scores_and_gradients_are_those_of_the_network_held_to_the_slices(name):
         mine, theirs = (torch.zeros_like(x) if x.grad is None else x.grad for x in (p, q))
         assert (mine - theirs).abs().max() <= 1e-9 * largest, where
     for where, buffer in model.named_buffers():
-        assert torch.equal(buffer, before[where]), where
+        assert torch.equal(buffer, before[where]) or how == "all classes", where
+    if how == "all classes":  # the network itself is the one held to all slices, its running statistics too
+        with torch.no_grad(), holding(reference.eval(), plan(objective.neurons, part).held):
+            expected = reference(images)
+            assert (model.eval()(images) - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
 def small_subtasks():
@@ -110,22 +128,25 @@ def test_one_sub_task_leaves_no_trace_in_the_next():
     assert objective.logits(model, images, (1, 4)).equal(first)
 
 
-def test_it_trains_with_batches_of_few_classes_and_leaves_what_no_class_has():
+def test_it_trains_with_batches_of_few_classes_and_neurons_of_no_class_stay_zero():
     torch.manual_seed(0)
     data = load("digits").limit(train=200)
     model = create("convnet", channels=1, width=0.25)
     neurons = find_neurons(model, data.example)
     half = neurons.random(0.5)
     slices = dict.fromkeys(data.classes, half)
-    before = copy.deepcopy(model.state_dict())
     objective = SubTasks(model, slices, data.example)
+    before = copy.deepcopy(model.state_dict())
     settings = {"classes_per_batch": objective.sizes, "batch_size": 50, "device": "cpu", "progress": False}
     rows = fit(model, data, objective=objective, epochs=16, **settings)
     assert rows[-1]["loss"] < rows[0]["loss"] / 2
-    outside = ~half["features.0.0"]
+    inside = half["features.0.0"]
     after = model.state_dict()["features.0.0.weight"]
-    assert after[outside].equal(before["features.0.0.weight"][outside])
-    assert not after[~outside].equal(before["features.0.0.weight"][~outside])
+    assert not after[~inside].any()
+    assert after[inside].any() and not after[inside].equal(before["features.0.0.weight"][inside])
+    with torch.no_grad(), masked(model, half, data.example):
+        held = accuracy(model, replace(data, test=data.validation)).overall
+    assert held == pytest.approx(rows[-1]["validation_accuracy"]) and held > 0.5
 
 
 @pytest.mark.parametrize("name", ["reused", "gated", "convnet", "mobilenet", "resnet18", "resnext50", "vit"])

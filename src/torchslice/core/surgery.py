@@ -155,10 +155,29 @@ def resize(model: nn.Module, what: Plan) -> None:
 def silence(model: nn.Module, what: Plan) -> None:
     """Set what the plan holds at zero to zero for good, in place, and leave every layer as wide as it is."""
     with torch.no_grad():
-        for name, held in what.held.items():
+        for name, held in _silent(what).items():
             module = model.get_submodule(name)
-            if what.layers[name].port.kind != "prelu":
-                _zero({**module._parameters, **module._buffers}, torch.from_numpy(held))
+            _zero({**module._parameters, **module._buffers}, torch.from_numpy(held))
+
+
+def held_tensors(model: nn.Module, what: Plan) -> dict[str, Tensor]:
+    """Return by name the parameters with which a model in training computes zero where the plan holds it.
+
+    They are functions of the model's own, which gradients reach, and cost less than holding activations does.
+
+    >>> logits = functional_call(model, held_tensors(model, what), images, tie_weights=False)
+    """
+    found: dict[str, Tensor] = {}
+    for name, held in _silent(what).items():
+        tensors = {key: tensor.clone() for key, tensor in model.get_submodule(name).named_parameters(recurse=False)}
+        _zero(tensors, torch.from_numpy(held))
+        found |= {f"{name}.{key}" if name else key: tensor for key, tensor in tensors.items()}
+    return found
+
+
+def _silent(what: Plan) -> dict[str, Flags]:
+    """Return the rows of every layer that have to be zero; those of a PReLU, zero from zero, need not be."""
+    return {name: held for name, held in what.held.items() if what.layers[name].port.kind != "prelu"}
 
 
 def _zero(tensors: Mapping[str, Tensor | None], rows: Tensor) -> None:

@@ -18,8 +18,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.find import find_neurons
-from ..core.hold import holding
-from ..core.surgery import Plan, cut_tensors, plan, resize
+from ..core.surgery import Plan, cut_tensors, held_tensors, plan, resize, silence
 from ..errors import TorchsliceError
 from ..slices import Slice, union
 
@@ -40,7 +39,7 @@ class SubTasks:
     classes; `recalibrate` a sub-model that has been cut. The method is torchslice's own.
 
     Args:
-        model: the network that will be trained.
+        model: the network that will be trained. Its neurons of no class are set to zero at once, and stay it.
         slices: one per class, in the order of the classes, as `slice_model(...).by_class`.
         example: [B, ...], on the model's device.
 
@@ -62,6 +61,7 @@ class SubTasks:
             neurons.check(part)
         self.slices, self.neurons = tuple(slices.values()), neurons
         self._plan = lru_cache(KEPT)(self._planned)
+        silence(model, self._plan(tuple(range(neurons.classes))))
         self._skeleton = copy.deepcopy(model).to("meta")  # takes the size and the tensors of every part in turn
         for norm in _norms(self._skeleton):
             norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -101,9 +101,11 @@ class SubTasks:
             resize(self._skeleton.train(network.training), what)
             logits = functional_call(self._skeleton, tensors, images, tie_weights=False)
             return logits if self.neurons.head else logits[:, list(classes)]
-        held = self._plan(classes).held
-        with holding(network, held), _statistics_kept(network, len(classes) < len(self.slices)):
-            return model(images)[:, list(classes)]
+        prefix = "" if network is model else "module."
+        tensors = {prefix + name: t for name, t in held_tensors(network, self._plan(classes)).items()}
+        with _statistics_kept(network, len(classes) < len(self.slices)):
+            logits = functional_call(model, tensors, images, tie_weights=False)
+        return logits[:, list(classes)]
 
     def _planned(self, classes: tuple[int, ...], *, rows: bool = False) -> Plan:
         """Plan the network of some classes, and of only their rows of the class scores if asked to."""
