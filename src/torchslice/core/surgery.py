@@ -51,7 +51,7 @@ class Plan:
 
     layers: dict[str, LayerPlan]
 
-    @property
+    @cached_property
     def held(self) -> dict[str, Flags]:
         return {name: plan.held for name, plan in self.layers.items() if plan.held.any()}
 
@@ -126,30 +126,9 @@ def cut(model: nn.Module, what: Plan) -> nn.Module:
             new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
             memo[id(old)] = new
     small = copy.deepcopy(model, memo)
-    resize(small, what)
+    for name, layer in what.layers.items():
+        vars(small.get_submodule(name)).update(layer.sizes)  # plain numbers, so not through Module.__setattr__
     return small
-
-
-def cut_tensors(model: nn.Module, what: Plan) -> dict[str, Tensor]:
-    """Return the tensors of `cut(model, what)` by name, as functions of the model's, which gradients reach.
-
-    Those of layers that stay whole are the model's own, not copies.
-
-    >>> logits = functional_call(cut(model, what), cut_tensors(model, what), images)
-    """
-    named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-    found = {name: tensor for tensors in named for name, tensor in tensors}
-    for name, layer in what.layers.items():
-        if not layer.whole:
-            tensors = _cut_layer(model.get_submodule(name), layer)
-            found |= {f"{name}.{key}" if name else key: tensor for key, tensor in tensors.items()}
-    return found
-
-
-def resize(model: nn.Module, what: Plan) -> None:
-    """Make a copy of the planned model say that its layers are as large as the plan leaves them."""
-    for name, layer in what.layers.items():
-        vars(model.get_submodule(name)).update(layer.sizes)  # plain numbers, so not through Module.__setattr__
 
 
 def silence(model: nn.Module, what: Plan) -> None:
@@ -163,15 +142,16 @@ def silence(model: nn.Module, what: Plan) -> None:
 def held_tensors(model: nn.Module, what: Plan) -> dict[str, Tensor]:
     """Return by name the parameters with which a model in training computes zero where the plan holds it.
 
-    They are functions of the model's own, which gradients reach, and cost less than holding activations does.
+    They are functions of the model's own, which gradients reach. It is faster than to hold activations, and than to
+    cut: kernels are prepared for every new width, which costs as much as a smaller network saves.
 
     >>> logits = functional_call(model, held_tensors(model, what), images, tie_weights=False)
     """
     found: dict[str, Tensor] = {}
     for name, held in _silent(what).items():
-        tensors = {key: tensor.clone() for key, tensor in model.get_submodule(name).named_parameters(recurse=False)}
-        _zero(tensors, torch.from_numpy(held))
-        found |= {f"{name}.{key}" if name else key: tensor for key, tensor in tensors.items()}
+        rows = torch.from_numpy(held)
+        for key, tensor in model.get_submodule(name).named_parameters(name, recurse=False):
+            found[key] = tensor.masked_fill(rows.to(tensor.device).view(-1, *[1] * (tensor.dim() - 1)), 0)
     return found
 
 

@@ -6,7 +6,6 @@ Shapes: B batch, C classes, k of them in the batch.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -18,12 +17,11 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.find import find_neurons
-from ..core.surgery import Plan, cut_tensors, held_tensors, plan, resize, silence
+from ..core.surgery import Plan, held_tensors, plan, silence
 from ..errors import TorchsliceError
 from ..slices import Slice, union
 
 KEPT = 512  # sets of classes whose plan is remembered
-COUNTER = "num_batches_tracked"  # of a batch norm
 
 
 class SubTasks:
@@ -62,9 +60,6 @@ class SubTasks:
         self.slices, self.neurons = tuple(slices.values()), neurons
         self._plan = lru_cache(KEPT)(self._planned)
         silence(model, self._plan(tuple(range(neurons.classes))))
-        self._skeleton = copy.deepcopy(model).to("meta")  # takes the size and the tensors of every part in turn
-        for norm in _norms(self._skeleton):
-            norm.momentum, norm.num_batches_tracked = 0.0, None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -89,38 +84,22 @@ class SubTasks:
         return F.cross_entropy(logits, own), logits.argmax(1) == own, {}
 
     def logits(self, model: nn.Module, images: Tensor, classes: tuple[int, ...]) -> Tensor:
-        """Run the part of some classes on images: their logits, [B, k].
-
-        It is run cut, which is faster than held at zero and has the same gradients, except where a wrapper for
-        distributed training has to see the call, and for all classes, whose batches give the running statistics.
-        """
-        network = getattr(model, "module", model)
-        if network is model and len(classes) < len(self.slices):
-            what = self._plan(classes, rows=True)
-            tensors = {name: t for name, t in cut_tensors(network, what).items() if COUNTER not in name}
-            resize(self._skeleton.train(network.training), what)
-            logits = functional_call(self._skeleton, tensors, images, tie_weights=False)
-            return logits if self.neurons.head else logits[:, list(classes)]
+        """Run the model held to the slices of some classes on images: their logits, [B, k]."""
+        network = getattr(model, "module", model)  # unwrapped, where training is distributed
         prefix = "" if network is model else "module."
-        tensors = {prefix + name: t for name, t in held_tensors(network, self._plan(classes)).items()}
+        held = {prefix + name: tensor for name, tensor in held_tensors(network, self._plan(classes)).items()}
         with _statistics_kept(network, len(classes) < len(self.slices)):
-            logits = functional_call(model, tensors, images, tie_weights=False)
-        return logits[:, list(classes)]
+            return functional_call(model, held, images, tie_weights=False)[:, list(classes)]
 
-    def _planned(self, classes: tuple[int, ...], *, rows: bool = False) -> Plan:
-        """Plan the network of some classes, and of only their rows of the class scores if asked to."""
-        part = union(self.slices[label] for label in classes)
-        return plan(self.neurons, part, classes if rows and self.neurons.head else None)
-
-
-def _norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    def _planned(self, classes: tuple[int, ...]) -> Plan:
+        return plan(self.neurons, union(self.slices[label] for label in classes))
 
 
 @contextlib.contextmanager
 def _statistics_kept(model: nn.Module, keep: bool) -> Iterator[None]:
     """Leave the running statistics of batch norms as they are inside the block, if asked to."""
-    found = [(norm, norm.momentum, norm.num_batches_tracked) for norm in _norms(model) if keep]
+    norms = [module for module in model.modules() if keep and isinstance(module, _BatchNorm)]
+    found = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm, _, _ in found:
             norm.momentum, norm.num_batches_tracked = 0.0, None
