@@ -51,7 +51,7 @@ class Plan:
 
     layers: dict[str, LayerPlan]
 
-    @cached_property
+    @property
     def held(self) -> dict[str, Flags]:
         return {name: plan.held for name, plan in self.layers.items() if plan.held.any()}
 
@@ -134,30 +134,26 @@ def cut(model: nn.Module, what: Plan) -> nn.Module:
 def silence(model: nn.Module, what: Plan) -> None:
     """Set what the plan holds at zero to zero for good, in place, and leave every layer as wide as it is."""
     with torch.no_grad():
-        for name, held in _silent(what).items():
+        for name, held in what.held.items():
             module = model.get_submodule(name)
-            _zero({**module._parameters, **module._buffers}, torch.from_numpy(held))
+            if what.layers[name].port.kind != "prelu":
+                _zero({**module._parameters, **module._buffers}, torch.from_numpy(held))
 
 
-def held_tensors(model: nn.Module, what: Plan) -> dict[str, Tensor]:
-    """Return by name the parameters with which a model in training computes zero where the plan holds it.
+def held_tensors(model: nn.Module, held: Mapping[str, Flags]) -> dict[str, Tensor]:
+    """Return the parameters of some layers by name, with rows bool [n] at zero: functions of the model's own.
 
-    They are functions of the model's own, which gradients reach. It is faster than to hold activations, and than to
-    cut: kernels are prepared for every new width, which costs as much as a smaller network saves.
+    It is faster to run a model with these than to hold its activations, and than to cut it: kernels are prepared for
+    every new width, which costs as much as a smaller network saves.
 
-    >>> logits = functional_call(model, held_tensors(model, what), images, tie_weights=False)
+    >>> logits = functional_call(model, held_tensors(model, what.held), images, tie_weights=False)
     """
     found: dict[str, Tensor] = {}
-    for name, held in _silent(what).items():
-        rows = torch.from_numpy(held)
+    for name, flags in held.items():
+        rows = torch.from_numpy(flags)
         for key, tensor in model.get_submodule(name).named_parameters(name, recurse=False):
             found[key] = tensor.masked_fill(rows.to(tensor.device).view(-1, *[1] * (tensor.dim() - 1)), 0)
     return found
-
-
-def _silent(what: Plan) -> dict[str, Flags]:
-    """Return the rows of every layer that have to be zero; those of a PReLU, zero from zero, need not be."""
-    return {name: held for name, held in what.held.items() if what.layers[name].port.kind != "prelu"}
 
 
 def _zero(tensors: Mapping[str, Tensor | None], rows: Tensor) -> None:

@@ -17,11 +17,12 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.find import find_neurons
-from ..core.surgery import Plan, held_tensors, plan, silence
+from ..core.flow import Flags
+from ..core.surgery import held_tensors, plan, silence
 from ..errors import TorchsliceError
 from ..slices import Slice, union
 
-KEPT = 512  # sets of classes whose plan is remembered
+KEPT = 512  # sets of classes that are remembered
 
 
 class SubTasks:
@@ -58,8 +59,13 @@ class SubTasks:
         for part in slices.values():
             neurons.check(part)
         self.slices, self.neurons = tuple(slices.values()), neurons
-        self._plan = lru_cache(KEPT)(self._planned)
-        silence(model, self._plan(tuple(range(neurons.classes))))
+        self._held = lru_cache(KEPT)(self._hold)
+        self._before_norms = {
+            name
+            for name, layer in neurons.layers.items()
+            if layer.hold != name and model.get_submodule(layer.hold).weight is not None
+        }
+        silence(model, plan(neurons, union(self.slices)))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -87,12 +93,14 @@ class SubTasks:
         """Run the model held to the slices of some classes on images: their logits, [B, k]."""
         network = getattr(model, "module", model)  # unwrapped, where training is distributed
         prefix = "" if network is model else "module."
-        held = {prefix + name: tensor for name, tensor in held_tensors(network, self._plan(classes)).items()}
+        held = {prefix + name: tensor for name, tensor in held_tensors(network, self._held(classes)).items()}
         with _statistics_kept(network, len(classes) < len(self.slices)):
             return functional_call(model, held, images, tie_weights=False)[:, list(classes)]
 
-    def _planned(self, classes: tuple[int, ...]) -> Plan:
-        return plan(self.neurons, union(self.slices[label] for label in classes))
+    def _hold(self, classes: tuple[int, ...]) -> dict[str, Flags]:
+        """Return the rows to hold at zero, by module; a neuron that a norm follows is held there alone."""
+        held = plan(self.neurons, union(self.slices[label] for label in classes)).held
+        return {name: flags for name, flags in held.items() if name not in self._before_norms}
 
 
 @contextlib.contextmanager
