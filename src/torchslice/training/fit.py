@@ -18,7 +18,7 @@ from ..errors import TorchsliceError
 from .batches import TrainingBatches, epoch_seed, in_order
 from .checkpoint import Checkpoint
 from .objectives import Objective, cross_entropy, describe
-from .placement import Placement, choose_placement
+from .placement import Placement, choose_placement, fast_format
 from .progress import RunningMeans, progress_bar
 from .ranks import Ranks, current_ranks
 
@@ -90,6 +90,8 @@ def fit(
         ranks=ranks,
     )
     model.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    memory_format = fast_format(model, data.example.to(placement.device))
+    model.to(memory_format=memory_format)  # type: ignore[call-overload]
     _check_output(model, data, placement)
     optimizer = torch.optim.SGD(
         trainable(model), lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
@@ -113,6 +115,7 @@ def fit(
                 rate = cosine(learning_rate, done, total)
                 for step, (images, labels) in enumerate(batches.epoch(epoch), start=1):
                     optimizer.param_groups[0]["lr"] = cosine(learning_rate, done, total)
+                    images = images.clone(memory_format=memory_format)
                     with placement.autocast():
                         loss, right, parts = objective(network, images, labels)
                     optimizer.zero_grad()
@@ -167,9 +170,10 @@ def accuracy(
     """Return the share of a split's images, in [0, 1], that a model classifies as labelled."""
     placement, ranks = placement or choose_placement(), ranks or Ranks()
     right = torch.zeros((), dtype=torch.int64, device=placement.device)
+    memory_format = fast_format(model, data.example.to(placement.device))
     with evaluating(model), placement.autocast():
         for images, labels in in_order(data, split, batch_size=batch_size, device=placement.device, ranks=ranks):
-            right += (model(images.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).sum()
+            right += (model(images.clone(memory_format=memory_format)).argmax(1) == labels).sum()
     return ranks.sum(right).item() / len(split)
 
 

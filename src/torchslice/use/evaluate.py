@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.record import evaluating
 from ..data import Data
 from ..errors import TorchsliceError
+from ..training.placement import fast_format
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ def predict_logits(model: nn.Module, data: Data, *, split: str = "test", batch_s
     >>> predict_logits(model, data, split="validation").argmax(1)
     """
     device = device_of(model)
+    memory_format = fast_format(model, data.example.to(device))
+    found = []
     with evaluating(model):
-        logits = torch.cat([model(images.to(device)).float().cpu() for images in batches(data, split, batch_size)])
+        for images in batches(data, split, batch_size):
+            found.append(model(images.to(device).clone(memory_format=memory_format)).float().cpu())
+    logits = torch.cat(found)
     if logits.dim() != 2:
         raise TorchsliceError(f"the model's output is {list(logits.shape)}; needed are class logits [n, C].")
     return logits

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..core.record import evaluating
 from ..data import Data
 from ..errors import TorchsliceError
+from ..training.placement import fast_format
 from .evaluate import accuracy_of, device_of, predict_logits
 
 
@@ -74,6 +75,8 @@ def recalibrate(
     if not norms:
         return model
     device = device_of(model)
+    if isinstance(images, Tensor) and len(images):
+        images = images.clone(memory_format=fast_format(model, images[:2].to(device)))
     moments = {norm: RunningMoments() for norm in norms}
     momentum = {norm: norm.momentum for norm in norms}
     hooks = [norm.register_forward_pre_hook(lambda norm, args: moments[norm].add(args[0])) for norm in norms]
