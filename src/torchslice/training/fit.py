@@ -89,9 +89,7 @@ def fit(
         classes_per_batch=classes_per_batch,
         ranks=ranks,
     )
-    model.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    memory_format = fast_format(model, data.example.to(placement.device))
-    model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    memory_format = placement.put(model, data.example)
     _check_output(model, data, placement)
     optimizer = torch.optim.SGD(
         trainable(model), lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0

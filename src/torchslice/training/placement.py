@@ -25,6 +25,13 @@ class Placement:
         """Return the context in which forward passes run; it does nothing for fp32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def put(self, model: nn.Module, example: Tensor) -> torch.memory_format:
+        """Move a model to the device, in the memory format in which it is trained; return that, see `fast_format`."""
+        model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        memory_format = fast_format(model, example.to(self.device))
+        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        return memory_format
+
 
 def choose_placement(device: str | torch.device = "auto", precision: str = "auto") -> Placement:
     """Check the user's choice of device and precision, and make it where it is "auto".

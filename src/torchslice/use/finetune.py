@@ -18,7 +18,6 @@ from ..errors import TorchsliceError
 from ..training import choose_placement, cross_entropy
 from ..training.batches import TrainingBatches, epoch_seed
 from ..training.fit import cosine, trainable
-from ..training.placement import fast_format
 from ..training.progress import progress_bar
 from .evaluate import accuracy, device_of
 
@@ -93,9 +92,7 @@ def best_of_epochs(
     placement, home = choose_placement(device, precision), device_of(model)
     batches = TrainingBatches(data, batch_size=batch_size, seed=seed, device=placement.device)
     model = copy.deepcopy(model)
-    model.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    memory_format = fast_format(model, data.example.to(placement.device))
-    model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    memory_format = placement.put(model, data.example)
     optimizer = make_optimizer(trainable(model))
     learning_rate = optimizer.param_groups[0]["lr"]
     total, done, seconds = epochs * len(batches), 0, 0.0
