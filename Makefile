@@ -1,14 +1,15 @@
 # make setup   create .venv and install torchslice with the tested versions (done by the others when needed)
 # make demo    the whole story on the built-in digits data
 # make test    all tests;  make test ARGS="tests/data -k digits"  some of them
+# make benchmarks  the tests of the benchmarks, which are not part of the package
 # make lint    formatting, lint and types
-# make ci      what the continuous integration runs: lint, then test
+# make ci      what the continuous integration runs: lint, then both kinds of tests
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint ci
+.PHONY: setup demo test benchmarks lint ci
 
 setup: $(STAMP)
 
@@ -24,6 +25,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+benchmarks: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 benchmarks/tests $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
@@ -35,15 +36,36 @@ def no_leaked_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 
 
 @pytest.fixture(autouse=True)
-def no_leaked_threads() -> Iterator[None]:
-    """Fail a test that leaves a thread running."""
-    before = set(threading.enumerate())
+def no_leaked_threads_and_processes() -> Iterator[None]:
+    """Fail a test that leaves a thread or a process running."""
+    before = {*threading.enumerate(), *multiprocessing.active_children()}
+
+    def left() -> set[threading.Thread | multiprocessing.process.BaseProcess]:
+        return {*threading.enumerate(), *multiprocessing.active_children()} - before
+
     yield
-    started = set(threading.enumerate()) - before
-    for thread in started:
-        thread.join(timeout=5)  # one that was told to stop may need a moment
-    leaked = [thread for thread in started if thread.is_alive()]
-    assert not leaked, f"the test left threads running: {leaked}"
+    if left():
+        gc.collect()  # a reader in a reference cycle, such as an exception, keeps its workers until then
+    for started in left():
+        started.join(timeout=5)  # one that was told to stop may need a moment
+    assert not left(), f"the test left running: {left()}"
+
+
+@pytest.fixture(autouse=True)
+def no_changed_settings() -> Iterator[None]:
+    """Fail a test that changes what is global in torch."""
+
+    def settings() -> tuple[object, ...]:
+        return (
+            torch.is_grad_enabled(),
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            torch.is_autocast_enabled("cpu"),
+        )
+
+    before = settings()
+    yield
+    assert settings() == before
 
 
 @pytest.fixture(autouse=True)

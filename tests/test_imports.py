@@ -4,10 +4,9 @@ import sys
 
 import pytest
 
-from torchslice import vision
+from torchslice import imports
 from torchslice.errors import TorchsliceError
-from torchslice.imports import call, import_object, import_optional
-from torchslice.vision import import_timm, import_torchvision
+from torchslice.imports import call, import_object, import_optional, import_timm, import_torchvision
 
 
 @pytest.fixture
@@ -23,6 +22,7 @@ def own_folder(tmp_path, monkeypatch):
 
 def test_an_object_is_found_in_an_installed_module():
     assert import_object("os.path:join")("a", "b") == "a/b"
+    assert import_object("json:JSONEncoder.item_separator") == ", "
 
 
 def test_an_object_is_found_in_the_current_directory(own_folder):
@@ -37,15 +37,23 @@ def test_an_object_is_found_in_the_current_directory(own_folder):
         ("json:", "'json:' is not of the form package.module:function"),
         (":dumps", "':dumps' is not of the form package.module:function"),
         ("json:dumps()", "is not of the form package.module:function"),
+        (".json:dumps", "is not of the form package.module:function"),
+        ("math:pi.rael", "unknown name in 'math:pi.rael': 'rael'. Did you mean 'real'?"),
         ("own_nest:make", "there is no module 'own_nest', neither installed nor in "),
         ("json.nothing:make", "there is no module 'json.nothing'"),
         ("json:dumbs", "unknown name in module json: 'dumbs'. Did you mean 'dumps'?"),
+        ("json:JSONEncoder.encoed", "unknown name in 'json:JSONEncoder.encoed': 'encoed'. Did you mean 'encode'?"),
     ],
 )
 def test_a_name_that_leads_nowhere_says_where_it_ends(spec, message):
     with pytest.raises(TorchsliceError) as caught:
         import_object(spec)
     assert message in str(caught.value)
+
+
+def test_the_current_directory_is_added_only_where_it_is_needed(own_folder):
+    import_object("json:dumps")
+    assert str(own_folder) not in sys.path
 
 
 def test_a_mistake_inside_the_users_module_is_shown_as_it_is(own_folder):
@@ -77,7 +85,7 @@ def test_other_failures_of_torchvision_are_not_covered_up(monkeypatch):
     def fail(module, *, extra):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(vision, "import_optional", fail)
+    monkeypatch.setattr(imports, "import_optional", fail)
     with pytest.raises(RuntimeError, match="something else"):
         import_torchvision()
 

@@ -1,44 +1,50 @@
 """The public names are frozen, each can be had, and importing torchslice imports nothing heavy."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import torchslice
 
 NAMES = [
-    *("Slice", "TorchsliceError", "accuracy", "cost", "data", "evaluate_stages", "extend", "extract", "find_neurons"),
-    *("finetune", "fit", "latency_ms", "load", "masked", "models", "modular", "readapt", "recalibrate", "restructure"),
-    *("retention", "reuse", "save", "semantic", "settle", "widen"),
+    *("Slice", "TorchsliceError", "Training", "accuracy", "data", "extend", "extract", "find_neurons", "finetune"),
+    *("fit", "gates", "judge", "load", "masked", "models", "readapt", "restructure", "retention", "reuse", "save"),
+    *("semantic", "subtasks"),
 ]
-MODULAR = [
-    *("attach_gates", "class_slices", "cohesion_loss", "coupling_loss", "mean_gate_values", "objective", "report"),
-    "SubTasks",
-]
-SEMANTIC = [
-    *("METRICS", "Contributions", "Metric", "Rule", "SemanticSlices", "contributions", "prefix_similarity"),
-    *("slice_model", "slices_from"),
-]
+MODULES = {
+    "data": "Images Samples Split Stored Task hold_out joined limit load names task",
+    "gates": "GatedModel attach class_slices objective report slices_from statistics",
+    "judge": "accuracy calibrate calibration_error confusion cost evaluate_stages latency_ms predict random_like "
+    "recalibrate reinitialised",
+    "models": "create names",
+    "semantic": "METRICS Budget Contributions PerClass PerLayer ReachTheta SemanticSlices class_slices contributions "
+    "similarity",
+    "subtasks": "SubTasks objective",
+}
 
 
-def test_public_names_are_frozen():
-    assert torchslice.__all__ == NAMES
+def test_public_names_are_frozen_and_few():
+    assert torchslice.__all__ == NAMES and len(NAMES) <= 24
     assert set(dir(torchslice)) == {*NAMES, "__version__"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_is_documented_and_not_a_module_of_that_name(name):
+def test_every_name_is_documented_and_is_what_it_seems(name):
     found = getattr(torchslice, name)
-    assert found.__doc__ and (name in ("data", "models", "modular", "semantic")) == (type(found).__name__ == "module")
+    assert found.__doc__ and (name in MODULES) == (type(found).__name__ == "module")
 
 
-def test_modular_names():
-    assert not [name for name in MODULAR if not hasattr(torchslice.modular, name)]
+def test_names_of_the_public_modules():
+    missing = [f"{m}.{n}" for m, ns in MODULES.items() for n in ns.split() if not hasattr(getattr(torchslice, m), n)]
+    assert not missing
 
 
-def test_semantic_names():
-    assert not [name for name in SEMANTIC if not hasattr(torchslice.semantic, name)]
+def test_types_are_declared():
+    assert Path(torchslice.__file__).with_name("py.typed").is_file()
 
 
 def test_version_is_that_of_the_package():
@@ -50,16 +56,24 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = torchslice.extrct
 
 
-def test_importing_is_light():
-    code = "import sys, torchslice; sys.exit(','.join({'torch', 'numpy', 'rich', 'sklearn'} & set(sys.modules)) or 0)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0 and not result.stderr, result.stderr
-
-
-def test_using_everything_imports_no_optional_package():
-    code = (
-        "import sys, torchslice; [getattr(torchslice, name) for name in torchslice.__all__];"
-        "sys.exit(','.join({'torchvision', 'timm', 'sklearn', 'matplotlib', 'PIL'} & set(sys.modules)) or 0)"
-    )
+def run_fresh(code: str) -> None:
+    """Run code in a new process, which must end well and say nothing on standard error."""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and not result.stderr, result.stderr
+
+
+def test_importing_is_light():
+    heavy = {"torch", "numpy", "rich", "sklearn", "scipy", "typer"}
+    run_fresh(f"import sys, torchslice; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)")
+
+
+def test_names_need_no_optional_package_and_stay_what_they_are_whatever_is_imported():
+    optional = {"torchvision", "timm", "sklearn", "matplotlib", "PIL", "typer"}
+    run_fresh(
+        "import importlib, pkgutil, sys, torchslice\n"
+        "found = {name: getattr(torchslice, name) for name in torchslice.__all__}\n"
+        f"if needed := {optional} & set(sys.modules): sys.exit(', '.join(needed))\n"
+        "for found_module in pkgutil.walk_packages(torchslice.__path__, 'torchslice.'):\n"
+        "    importlib.import_module(found_module.name)\n"
+        "sys.exit(', '.join(name for name in found if getattr(torchslice, name) is not found[name]) or 0)"
+    )

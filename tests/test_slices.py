@@ -109,8 +109,10 @@ def test_slices_of_different_models_do_not_combine():
     [
         ({"width": 3, "kept": [3]}, "has 3 neurons; the slice names 3"),
         ({"width": 3, "kept": [-1]}, "has 3 neurons; the slice names -1"),
-        ({"width": 0, "kept": []}, "a layer has at least 1 neuron, not 0"),
-        ({"width": -2, "kept": []}, "a layer has at least 1 neuron, not -2"),
+        ({"width": 0, "kept": []}, "a layer has 1 to 10,000,000 neurons, not 0"),
+        ({"width": -2, "kept": []}, "a layer has 1 to 10,000,000 neurons, not -2"),
+        ({"width": 10**11, "kept": []}, "100000000000"),
+        ({"width": float("inf"), "kept": []}, "inf"),
         ({"kept": [1]}, "expected {'width': N, 'kept'"),
         ({"width": 3, "kept": None}, "expected {'width': N, 'kept'"),
         ({"width": "many", "kept": []}, "expected {'width': N, 'kept'"),

@@ -9,67 +9,55 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, models, modular, semantic
-    from .core.find import find_neurons
-    from .core.hold import masked
+    from . import data, judge, models
+    from .artefact import load, save
+    from .cut.extract import extract, masked, retention
     from .errors import TorchsliceError
+    from .find import gates, semantic, subtasks
+    from .graph.find import find_neurons
+    from .maintain import extend, readapt, restructure
     from .slices import Slice
     from .submodel import reuse
-    from .training import fit
-    from .use.artefacts import load, save
-    from .use.costs import cost, latency_ms
-    from .use.evaluate import accuracy
-    from .use.extend import extend
-    from .use.extract import extract, retention
-    from .use.finetune import finetune
-    from .use.readapt import readapt
-    from .use.recalibrate import recalibrate
-    from .use.restructure import restructure
-    from .use.settle import settle
-    from .use.stages import evaluate_stages
-    from .use.widen import widen
+    from .training import Training, accuracy, finetune, fit
 
 _HOMES = {
-    "": ("data", "models", "modular", "semantic"),
+    ".": ("data", "judge", "models"),
+    ".find": ("gates", "semantic", "subtasks"),
     ".errors": ("TorchsliceError",),
     ".slices": ("Slice",),
-    ".core.find": ("find_neurons",),
-    ".core.hold": ("masked",),
-    ".training": ("fit",),
-    ".use": (
-        *("extract", "retention", "recalibrate", "finetune", "accuracy", "evaluate_stages", "cost", "latency_ms"),
-        *("restructure", "readapt", "extend", "settle", "widen", "save", "load"),
-    ),
+    ".graph.find": ("find_neurons",),
+    ".cut.extract": ("extract", "masked", "retention"),
+    ".training": ("Training", "accuracy", "finetune", "fit"),
     ".submodel": ("reuse",),
+    ".maintain": ("extend", "readapt", "restructure"),
+    ".artefact": ("load", "save"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {*_HOMES["."], *_HOMES[".find"]}
 
 __all__ = [
     "Slice",
     "TorchsliceError",
+    "Training",
     "accuracy",
-    "cost",
     "data",
-    "evaluate_stages",
     "extend",
     "extract",
     "find_neurons",
     "finetune",
     "fit",
-    "latency_ms",
+    "gates",
+    "judge",
     "load",
     "masked",
     "models",
-    "modular",
     "readapt",
-    "recalibrate",
     "restructure",
     "retention",
     "reuse",
     "save",
     "semantic",
-    "settle",
-    "widen",
+    "subtasks",
 ]
 
 
@@ -81,11 +69,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'torchslice' has no attribute {name!r}")
     home = _HOME_OF[name]
-    value = (
-        getattr(importlib.import_module(home, __name__), name)
-        if home
-        else importlib.import_module(f".{name}", __name__)
-    )
+    if name in _MODULES:
+        value = importlib.import_module(f"{home.rstrip('.')}.{name}", __name__)
+    else:
+        value = getattr(importlib.import_module(home, __name__), name)
     globals()[name] = value
     return value
 

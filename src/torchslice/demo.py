@@ -1,31 +1,41 @@
-"""The whole story on the built-in digits in about a minute: train, slice, cut sub-models out, save and load one."""
+"""The whole story on the built-in digits in about a minute: train, slice, cut sub-models out, save and load one.
+
+Accuracies are means over three networks that differ in their seed, with the lowest and the highest beside them.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
-from .data import Data
+from .artefact import load, save
+from .data import Task
+from .judge import random_like
 from .runs import Recipe, Run
 from .slices import Slice
 from .submodel import Reused, reuse
 from .tables import percent, table
-from .use import accuracy, accuracy_of, cost, latency_ms, load, predict_logits, random_like, restrict_logits, save
+from .training import Training, accuracy, accuracy_of, cost, latency_ms, predict
 
-# Width, epochs and learning rates were chosen on the validation images.
+# Width, epochs and learning rates were chosen on the validation samples.
 RECIPE = Recipe(
-    "convnet", "digits", model_arguments={"width": 0.75}, epochs=40, learning_rate=0.05, batch_size=32, precision="fp32"
+    "convnet",
+    "digits",
+    training=Training(epochs=24, learning_rate=0.05, batch_size=32, precision="fp32"),
+    model_arguments={"width": 0.5},
 )
+SEEDS = 3
 TASKS = (("3", "8"), ("1", "4", "7"), ("0", "2", "5", "6", "9"))
-TUNING_EPOCHS = 10
-BATCH = 64  # images per forward pass where latency is measured
+TUNING = Training(epochs=5, learning_rate=0.01, batch_size=32, progress=False, precision="fp32")
+BATCH = 64  # samples per forward pass where latency is measured
 
 
 @contextmanager
@@ -41,111 +51,111 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def run_demo(
-    folder: Path,
-    *,
-    seed: int = 0,
-    device: str = "auto",
-    say: Callable[[str], None] = print,
+    folder: Path, *, seed: int = 0, device: str = "auto", say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Run the demo, keep all it makes in `folder`, tell the story through `say`, and return its figures."""
     started = time.perf_counter()
-    recipe = replace(RECIPE, seed=seed)
-    data = recipe.load_data()
-    say(f"{data!r}\nEverything is kept in {folder}\n")
+    first, rest = RECIPE.first_epochs, RECIPE.training.epochs - RECIPE.first_epochs
+    say(f"1. Train {SEEDS} convolutional networks on images of digits, each from other weights: {first} epochs as")
+    say(f"   usual, then choose the neurons of every class, and {rest} epochs of sub-tasks on their neurons alone.")
+    trained = [_train(folder, number, device) for number in range(seed, seed + SEEDS)]
+    run, task, network = trained[0]
+    whole = [accuracy(net, task).overall for _, task, net in trained]
+    say(f"   {task!r}\n   Test accuracy on all {len(task.classes)} classes: {_spread(whole)}\n")
 
-    first, rest = recipe.first_epochs, recipe.epochs - recipe.first_epochs
-    say(f"1. Train a {recipe.model}: {first} epochs as usual, then choose the neurons of every class, and")
-    say(f"   train {rest} epochs of sub-tasks, each on the neurons of its classes alone.")
-    run = Run.start(folder / "run", recipe, data)
-    run.train(data, device=device)
-    network = run.network(data, device=device)
-    whole = accuracy(network, data)
-    say(f"   Test accuracy on all {len(data.classes)} classes: {whole}\n")
-
-    say("2. The slices of the classes:")
-    found = run.find_trained_slices()
+    say("2. The slices of the classes in the first network:")
+    found = run.given_slices()
     say(_indented(found))
 
-    say(f"3. Cut {len(TASKS)} sub-models out. Test accuracy on their classes, after each step:")
-    making: dict[str, Any] = {"epochs": TUNING_EPOCHS, "seed": seed, "device": device, "progress": False}
-    slices = run.slices()
-    made = [reuse(network, data, slices=slices, classes=task, **making) for task in TASKS]
-    scores = [_scores(network, data, one) for one in made]
-    for one, score in zip(made, scores, strict=True):
-        chance: dict[str, Slice] = dict.fromkeys(one.classes, random_like(one.part, seed=seed))
-        control = reuse(network, data, slices=chance, classes=one.classes, **making)
-        score["control: random slice"] = _score(control.model, data, one.classes)
-    rows = [(_digits(one.classes), *map(percent, score.values())) for one, score in zip(made, scores, strict=True)]
+    say("3. Cut sub-models out. Test accuracy on their classes after each step; mean of the networks (lowest to")
+    say("   highest):")
+    made = [[_make(*one, classes, device) for classes in TASKS] for one in trained]
+    scores = [_scores([row[place] for row in made]) for place in range(len(TASKS))]
+    rows = [(" ".join(classes), *map(_spread, of.values())) for classes, of in zip(TASKS, scores, strict=True)]
     say(_indented(table(("digits", *scores[0]), rows)))
     say("   The control has as many random neurons in every layer and went the same way, fine-tuning included.\n")
 
-    say("4. Compare their size and speed with the whole network.")
-    networks = {"whole": network, **{_digits(one.classes): one.model for one in made}}
-    costs = _costs(networks, data)
-    say(
-        _indented(
-            table(("network", "parameters", "MACs", f"ms for {BATCH} images"), [_cost_row(*c) for c in costs.items()])
-        )
-    )
+    say("4. Compare size and speed of the first network's sub-models with the whole network.")
+    networks = {"whole": network, **{" ".join(one.classes): one.model for one, _ in made[0]}}
+    costs = _costs(networks, task)
+    headings = ("network", "parameters", "MACs", f"ms for {BATCH} images")
+    say(_indented(table(headings, [_cost_row(name, figures) for name, figures in costs.items()])))
 
     say("5. Save them, and load one back.")
-    files = [folder / f"digits-{'-'.join(one.classes)}.safetensors" for one in made]
-    for one, file in zip(made, files, strict=True):
-        save(one.model, file, classes=one.classes, preprocessing=data.preprocessing, slice=one.part)
-    equal = torch.equal(predict_logits(load(files[0]), data), predict_logits(made[0].model.cpu(), data))
+    files = [folder / f"digits-{'-'.join(one.classes)}.safetensors" for one, _ in made[0]]
+    for (one, _), file in zip(made[0], files, strict=True):
+        save(one, file)
+    equal = torch.equal(predict(load(files[0]).model, task), predict(made[0][0][0].model.cpu(), task))
     say(f"   {files[0]}: the outputs are {'bit-equal' if equal else 'NOT the same'}.\n")
 
     seconds = time.perf_counter() - started
     say(f"{seconds:.0f} seconds. Next, two other digits:")
-    say(f"   torchslice extract {folder / 'run'} --classes 4,9 --finetune 5 --out 4-9.safetensors")
+    say(f"   torchslice extract {run.folder} --classes 4,9 --finetune 5 --out 4-9.safetensors")
     return {
         "folder": str(folder),
         "seconds": seconds,
-        "accuracy": whole.overall,
+        "accuracy": whole,
         "slices": found.summary(),
         "sub_models": [
-            {
-                "classes": one.classes,
-                "neuron_retention": one.part.neuron_retention,
-                "accuracy": score,
-                "file": str(file),
-            }
-            for one, score, file in zip(made, scores, files, strict=True)
+            {"classes": classes, "accuracy": score, "file": str(file)}
+            for classes, score, file in zip(TASKS, scores, files, strict=True)
         ],
         "costs": costs,
         "bit_equal": equal,
     }
 
 
-def _scores(network: nn.Module, data: Data, one: Reused) -> dict[str, float]:
-    """Return the test accuracy on a sub-model's classes: of the whole network, and after each step of the making."""
-    task = data.restrict(one.classes)
-    whole = restrict_logits(predict_logits(network, task), data.class_indices(one.classes))
-    steps = {step: _score(made, data, one.classes) for step, made in one.networks.items()}
-    return {"whole network": accuracy_of(whole, task.test.labels).overall, **steps}
+def _train(folder: Path, seed: int, device: str) -> tuple[Run, Task, nn.Module]:
+    """Train one network and return its run, its task and itself."""
+    recipe = replace(RECIPE, training=replace(RECIPE.training, seed=seed))
+    task = recipe.load_task()
+    run = Run.start(folder / f"run-{seed}", recipe, task)
+    run.train(task, device=device)
+    neurons = run.network(task, device=device)
+    return run, task, neurons.model
 
 
-def _score(model: nn.Module, data: Data, classes: Sequence[str]) -> float:
-    return accuracy(model, data.restrict(classes)).overall
+def _make(
+    run: Run, task: Task, model: nn.Module, classes: Sequence[str], device: str
+) -> tuple[Reused, dict[str, float]]:
+    """Make a sub-model and its control; return it with the test accuracy on its classes after each step."""
+    seed = run.recipe.training.seed
+    neurons = run.network(task, device=device)
+    settings: dict[str, Any] = {"training": replace(TUNING, seed=seed, device=device), "seed": seed, "classes": classes}
+    made = reuse(neurons, task, run.slices(), **settings)
+    chance: Mapping[str, Slice] = dict.fromkeys(made.classes, random_like(made.slice, seed=seed))
+    control, sub_task = reuse(neurons, task, chance, **settings), task.restrict(made.classes)
+    logits = predict(model, sub_task)[:, task.class_indices(made.classes)]
+    return made, {
+        "whole network": accuracy_of(logits, sub_task.test.labels).overall,
+        **{step: accuracy(net, sub_task).overall for step, net in made.networks.items()},
+        "control: random slice": accuracy(control.model, sub_task).overall,
+    }
 
 
-def _costs(networks: dict[str, nn.Module], data: Data) -> dict[str, dict[str, Any]]:
+def _scores(made: Sequence[tuple[Reused, dict[str, float]]]) -> dict[str, list[float]]:
+    """Return the accuracies of one sub-task in all networks, by step."""
+    return {step: [scores[step] for _, scores in made] for step in made[0][1]}
+
+
+def _costs(networks: Mapping[str, nn.Module], task: Task) -> dict[str, dict[str, Any]]:
     """Return parameters, multiply-accumulates and latency by network, measured side by side."""
-    times = latency_ms(networks, data.example, batch_sizes=(BATCH,))
+    times = latency_ms(networks, task.example, batch_sizes=(BATCH,))
     return {
-        name: {**asdict(cost(model, data.example)), "latency": asdict(times[name][BATCH])}
+        name: {**asdict(cost(model, task.example)), "latency": asdict(times[name][BATCH])}
         for name, model in networks.items()
     }
 
 
-def _cost_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
+def _cost_row(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
     time = figures["latency"]
     spread = f"{time['median_ms']:.2f} ({time['lower_quartile_ms']:.2f} to {time['upper_quartile_ms']:.2f})"
     return name, f"{figures['parameters']:,}", f"{figures['macs']:,}", spread
 
 
-def _digits(classes: Sequence[str]) -> str:
-    return " ".join(classes)
+def _spread(values: Sequence[float]) -> str:
+    """Write a mean with the lowest and the highest value."""
+    return f"{percent(fmean(values))} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
 def _indented(text: object) -> str:

@@ -2,38 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
-import tempfile
+import secrets
+import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import safe_open
+from torch import Tensor
+
 from .errors import TorchsliceError
+
+LEFTOVER_SECONDS = 3600  # a temporary file of this age belongs to a writer that was killed
 
 
 def atomic_write(path: str | Path, write: bytes | str | Callable[[Path], None]) -> None:
     """Write a file so that a crash, a full disk or Ctrl-C leaves the old file or none, never half of the new one.
 
-    `write` is the content, or a function that fills the temporary file it is given. A missing folder is made.
+    A missing folder is made, a link is followed, and a file that exists keeps its mode. What is no regular file (a
+    folder, a device, a pipe) or is write-protected is refused. `write` is the content, or a function that fills the
+    temporary file that it is given.
+
+    >>> atomic_write(folder / "new" / "note.txt", "hello")
+    >>> (folder / "new" / "note.txt").read_text()
+    'hello'
     """
-    path = Path(path)
+    mode = _mode(path)
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    remedy = "Choose a folder you may write to."
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        reason = error.strerror or error
-        raise TorchsliceError(f"cannot write {path}: {reason}. Choose a folder you may write to.") from error
-    temporary = Path(name)
-    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(0o666 if mode is None else mode | 0o600, exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode) if mode is None else mode
+        remedy = "Nothing was changed there."
         if callable(write):
             write(temporary)
         else:
             temporary.write_bytes(write.encode() if isinstance(write, str) else write)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(mode)
+        os.replace(temporary, target)
     except OSError as error:
-        raise TorchsliceError(f"cannot write {path}: {error.strerror or error}. Nothing was changed there.") from error
+        raise TorchsliceError(f"cannot write {path}: {error.strerror or error}. {remedy}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _finish(target)
+
+
+def _mode(path: str | Path) -> int | None:
+    """Return the permissions of the file that will be replaced, None if there is none."""
+    try:
+        mode = os.stat(path).st_mode
+        reason = "" if os.access(path, os.W_OK) else "the file is write-protected"
+        if not stat.S_ISREG(mode):
+            reason = f"it is {'a folder' if stat.S_ISDIR(mode) else 'a device or a pipe'}, not a file"
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise TorchsliceError(f"cannot write {path}: {reason}. Choose another name.")
+    return mode & 0o777
+
+
+def _finish(target: Path) -> None:
+    """Make the new name survive a power cut, where the system can, and remove what killed writers of it left."""
+    with contextlib.suppress(OSError):
+        handle = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                leftover.unlink()
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the tensors of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises many kinds
+        raise TorchsliceError(f"{path} is not a whole safetensors file ({error}); copy it once more.") from error

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from .errors import TorchsliceError
 from .registry import unknown
+
+_fragments: list[torch.library.Library] = []  # a declaration lives as long as its Library
 
 
 def import_optional(module: str, *, extra: str) -> ModuleType:
@@ -30,36 +34,68 @@ def import_optional(module: str, *, extra: str) -> ModuleType:
         ) from error
 
 
+def import_torchvision() -> ModuleType:
+    """Import torchvision, also when its compiled operators cannot be loaded.
+
+    A CUDA build of torchvision beside a CPU build of torch fails with "operator torchvision::nms does not exist".
+    Its networks and data sets need no compiled operator, so the missing ones are declared, without a body, and the
+    import is repeated.
+    """
+    try:
+        return import_optional("torchvision", extra="vision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):  # which torchvision describes to torch while it is imported
+        fragment.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _fragments.append(fragment)
+    return import_optional("torchvision", extra="vision")
+
+
+def import_timm() -> ModuleType:
+    """Import timm, which imports torchvision itself."""
+    import_torchvision()
+    return import_optional("timm", extra="vision")
+
+
 def import_object(spec: str) -> Any:
     """Import what "package.module:name" names; modules in the current directory are found too.
 
     >>> import_object("math:sqrt")(9.0)
     3.0
     """
-    module_name, _, name = spec.partition(":")
-    if not module_name or not name.isidentifier():
+    module, _, path = spec.partition(":")
+    names = path.split(".")  # more than one for what is defined inside a class
+    if not module or module.startswith(".") or not all(name.isidentifier() for name in names):
         raise TorchsliceError(f"{spec!r} is not of the form package.module:function.")
     here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
+    if module not in sys.modules and here not in sys.path and "" not in sys.path:
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
+        if not f"{module}.".startswith(f"{error.name}."):
             raise
         raise TorchsliceError(
             f"{spec!r}: there is no module {error.name!r}, neither installed nor in {here}. "
-            f"Install it, or run in the folder that holds it."
+            "Install it, or run in the folder that holds it."
         ) from error
-    if not hasattr(module, name):
-        raise unknown(f"name in module {module_name}:", name, [n for n in vars(module) if not n.startswith("_")])
-    return getattr(module, name)
+    for name in names:
+        if not hasattr(found, name):
+            home = f"module {module}" if isinstance(found, ModuleType) else repr(spec)
+            raise unknown(f"name in {home}:", name, [n for n in dir(found) if not n.startswith("_")])
+        found = getattr(found, name)
+    return found
 
 
 def call(function: Callable[..., Any], what: str, **arguments: Any) -> Any:
-    """Call a function with the user's arguments; arguments that it does not take are an error that lists its own.
+    """Call a function, `what` in errors, with the user's arguments; if it does not take them, the error lists its own.
 
-    `what` names the function in the error, for instance "model 'vgg16'".
+    >>> call(lambda width=1.0: width, "model 'mine'", width=0.5)
+    0.5
     """
     try:
         signature = inspect.signature(function)

@@ -1,10 +1,10 @@
-"""Names that users type, kept in one place: models, data sets, benches."""
+"""Names that users type, kept in one place: models, data sets, metrics."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from .errors import TorchsliceError
 
@@ -20,7 +20,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> TorchsliceError:
     return TorchsliceError(f"unknown {kind} {name!r}.{hint} Known: {listed}.")
 
 
-class Registry(Generic[T]):
+class Registry(dict[str, T]):
     """A dictionary of named things that refuses duplicates and helps with misspelled names.
 
     >>> nets = Registry("model")
@@ -31,28 +31,23 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str) -> None:
+        super().__init__()
         self.kind = kind
-        self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Register the decorated object under `name`; a name can be taken once."""
 
         def keep(entry: T) -> T:
-            if name in self._entries:
+            if name in self:
                 raise TorchsliceError(f"{self.kind} {name!r} is registered already; choose another name.")
-            self._entries[name] = entry
+            self[name] = entry
             return entry
 
         return keep
 
-    def __getitem__(self, name: str) -> T:
-        if name not in self._entries:
-            raise unknown(self.kind, name, self._entries)
-        return self._entries[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
+    def __missing__(self, name: str) -> T:
+        raise unknown(self.kind, name, self)
 
     def names(self) -> list[str]:
         """Names in the order of registration."""
-        return list(self._entries)
+        return list(self)

@@ -5,7 +5,7 @@ Shapes: N neurons of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from .errors import TorchsliceError
+
+WIDEST = 10**7  # neurons of a layer that a file may ask for
 
 
 class Slice:
@@ -53,33 +55,29 @@ class Slice:
         """Number of neurons in the slice (not of layers)."""
         return sum(int(mask.sum()) for mask in self._masks.values())
 
-    def __bool__(self) -> bool:
-        return len(self) > 0
-
     @property
     def layers(self) -> dict[str, int]:
         """Width N of every layer, in the model's order."""
         return {layer: mask.numel() for layer, mask in self._masks.items()}
 
     # -- set algebra ----------------------------------------------------------------------------------------------
-    def _check(self, other: Slice) -> None:
+    def _combined(self, other: Slice, operator: Callable[[Tensor, Tensor], Tensor]) -> Slice:
         if not isinstance(other, Slice):
             raise TorchsliceError(f"a slice can only be combined with a slice, not with {type(other).__name__}.")
-        if self.layers != other.layers:
-            mine, theirs = self.layers, other.layers
-            odd = next(layer for layer in {**mine, **theirs} if mine.get(layer) != theirs.get(layer))
-            raise TorchsliceError(
-                f"these are slices of different models: layer {odd!r} has {mine.get(odd, 'no')} neurons in one and "
-                f"{theirs.get(odd, 'no')} in the other. Combine slices of the same model only."
-            )
+        mine, theirs = self.layers, other.layers
+        for layer in {**mine, **theirs}:
+            if mine.get(layer) != theirs.get(layer):
+                raise TorchsliceError(
+                    f"these are slices of different models: layer {layer!r} has {mine.get(layer, 'no')} neurons in one "
+                    f"and {theirs.get(layer, 'no')} in the other. Combine slices of the same model only."
+                )
+        return Slice({n: operator(m, other._masks[n]) for n, m in self._masks.items()})
 
     def __or__(self, other: Slice) -> Slice:
-        self._check(other)
-        return Slice({n: m | other._masks[n] for n, m in self._masks.items()})
+        return self._combined(other, torch.logical_or)
 
     def __and__(self, other: Slice) -> Slice:
-        self._check(other)
-        return Slice({n: m & other._masks[n] for n, m in self._masks.items()})
+        return self._combined(other, torch.logical_and)
 
     def __sub__(self, other: Slice) -> Slice:
         return self & ~other
@@ -88,7 +86,7 @@ class Slice:
         return Slice({n: ~m for n, m in self._masks.items()})
 
     def __le__(self, other: Slice) -> bool:
-        return len(self - other) == 0
+        return not self - other
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Slice):
@@ -106,7 +104,7 @@ class Slice:
 
     @property
     def neuron_retention(self) -> float:
-        """Share of the neurons that are in the slice, in [0, 1] (the kernel retention rate of MwT, section 4)."""
+        """Fraction of the neurons that are in the slice, in [0, 1] (the kernel retention rate of MwT, section 4)."""
         return len(self) / self.total if self.total else 1.0
 
     def jaccard(self, other: Slice) -> float:
@@ -130,26 +128,25 @@ class Slice:
         for layer, entry in plain.items():
             try:
                 width, kept = int(entry["width"]), [int(i) for i in entry["kept"]]
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 expected = "{'width': N, 'kept': [...]}"
                 raise TorchsliceError(f"layer {layer!r}: expected {expected}, got {entry!r}.") from error
-            if width < 1:
-                raise TorchsliceError(f"layer {layer!r}: a layer has at least 1 neuron, not {width}.")
+            if not 1 <= width <= WIDEST:
+                raise TorchsliceError(f"layer {layer!r}: a layer has 1 to {WIDEST:,} neurons, not {width}.")
             if any(not 0 <= i < width for i in kept):
                 raise TorchsliceError(f"layer {layer!r} has {width} neurons; the slice names {max(kept, key=abs)}.")
-            mask = torch.zeros(width, dtype=torch.bool)
-            mask[kept] = True
-            masks[layer] = mask
+            masks[layer] = torch.zeros(width, dtype=torch.bool)
+            masks[layer][kept] = True
         return cls(masks)
 
     def __repr__(self) -> str:
         return f"Slice({len(self)} of {self.total} neurons, {self.neuron_retention:.1%}, in {len(self._masks)} layers)"
 
 
-def union(parts: Iterable[Slice]) -> Slice:
-    """Return the neurons that are in any of the slices, of which there is at least one.
+def union(slices: Iterable[Slice]) -> Slice:
+    """Return the neurons that are in any of the slices, of which there must be at least one.
 
-    >>> union(slices[name] for name in ("cat", "dog")) == slices["cat"] | slices["dog"]
+    >>> union(slices[name] for name in ("3", "8")) == slices["3"] | slices["8"]
     True
     """
-    return reduce(or_, parts)
+    return reduce(or_, slices)

@@ -9,118 +9,126 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from .data import Data
+from .cut.extract import extract
+from .data import Task
 from .errors import TorchsliceError
-from .modular import GatedModel, gate_statistics
+from .find.gates import GatedModel, statistics
+from .graph.find import find_neurons
+from .graph.neurons import Neurons
+from .judge import calibrate, predict, try_recalibration
+from .registry import unknown
 from .slices import Slice, union
-from .use import extract, finetune
-from .use.calibrate import calibrate
-from .use.evaluate import device_of, predict_logits
-from .use.recalibrate import try_recalibration
+from .training import Training, finetune
 
 GATES = ("fold", "drop")
 
 
 @dataclass(frozen=True)
 class Reused:
-    """A sub-model, and the networks that it was on the way.
+    """A sub-model, and the networks that it was on the way. `save` needs nothing beside it.
 
-    `classes` are in the order of the logits, `part` is the union of their slices. `networks` maps "extracted",
-    "recalibrated" and, if it was asked for, "fine-tuned" to the network after that step; `kept` names the one that is
-    best on the validation images. `best_epoch` is the epoch of fine-tuning that was kept (0 is before it, None is
-    without it). `model` is the kept network with its scores divided by `temperature` (None
-    where the class scores are no layer's output, and stay as they are).
+    `classes` are in the order of the logits, `slice` is the union of their slices, of the network that was given.
+    `networks` maps "extracted", "recalibrated" and, if it was asked for, "fine-tuned" to the network after that step;
+    `kept` names the one that is best on the validation samples, and `best_epoch` the epoch of fine-tuning that was kept
+    (0 is before it, None is without it). `model` is the kept network with its logits divided by `temperature` (None
+    where the logits are no layer's output, and stay as they are).
     """
 
+    model: nn.Module = field(repr=False)
     classes: tuple[str, ...]
-    part: Slice
+    slice: Slice
     networks: dict[str, nn.Module] = field(repr=False)
     kept: str
-    model: nn.Module = field(repr=False)
     temperature: float | None
-    best_epoch: int | None = None
+    best_epoch: int | None
+    preprocessing: dict[str, Any] | None = field(repr=False)
 
 
 def reuse(
-    network: nn.Module,
-    data: Data,
-    *,
+    network: Neurons | GatedModel,
+    task: Task,
     slices: Mapping[str, Slice],
+    *,
     classes: Sequence[str],
     gates: str = "fold",
-    epochs: int = 0,
-    learning_rate: float = 0.01,
-    recalibration_images: int = 5000,
+    training: Training | None = None,
+    recalibration_samples: int = 5000,
     seed: int = 0,
-    **running: Any,
 ) -> Reused:
     """Make the sub-model of some classes from a trained network, which is not changed.
 
     Gates leave the network, the union of the classes' slices is cut out, and batch-norm statistics are computed again,
-    which is undone if it costs accuracy on validation images. With `epochs`, the sub-model is fine-tuned. Last its
-    scores are calibrated, see `calibrate`. All this uses images of these classes alone.
+    which is undone if it costs accuracy on validation samples. With `training`, the sub-model is fine-tuned. Last its
+    logits are calibrated, see `judge.calibrate`. All this uses samples of these classes alone.
 
     Args:
-        network: a trained network, with gates or without.
-        data: what it was trained on, all classes.
-        slices: one per class, from `modular.class_slices` or `semantic.slice_model`.
-        classes: names of at least two classes; the sub-model has them in the order of `data`.
+        network: the neurons of a trained network, or a trained network with gates.
+        task: what it was trained on, all classes.
+        slices: one per class, from `gates.class_slices` or `semantic.class_slices`.
+        classes: names of at least two classes; the sub-model has them in the order of `task`.
         gates: what becomes of them, see `without_gates`.
-        epochs: of fine-tuning; the epoch is chosen on validation images.
-        learning_rate: of fine-tuning, at its start.
-        recalibration_images: at most so many images give the batch-norm statistics.
-        running: device, precision, progress, as in `fit`.
+        training: of fine-tuning, whose epoch is chosen on validation samples; None is without.
+        recalibration_samples: at most so many training samples give the batch-norm statistics.
+        seed: of the draw of these.
 
-    >>> pets = reuse(gated, data, slices=slices, classes=["cat", "dog"], epochs=5)
-    >>> save(pets.model, "pets.safetensors", classes=pets.classes, preprocessing=data.preprocessing)
+    >>> pair = reuse(neurons, task, slices, classes=["3", "8"], training=quick)
+    >>> pair.classes
+    ('3', '8')
+    >>> ts.save(pair, folder / "pair.safetensors")
     """
-    indices = sorted(data.class_indices(classes))
-    names = [data.classes[i] for i in indices]
+    indices = sorted(task.class_indices(classes))
+    names = [task.classes[i] for i in indices]
     if len(names) < 2:
         raise TorchsliceError(
             f"a sub-model needs at least two classes, got {names[0]!r} alone; add one to tell it from."
         )
     if missing := [name for name in names if name not in slices]:
         raise TorchsliceError(f"there is no slice for class {missing[0]!r}; slices: {', '.join(slices)}.")
-    task = data.restrict(names)
-    part = union(slices[name] for name in names)
-    plain = without_gates(network, task, gates=gates, **running)
-    networks = {"extracted": extract(plain, part, data.example.to(device_of(plain)), classes=indices)}
-    tried = try_recalibration(networks["extracted"], task, recalibration_images, seed=seed)
-    networks["recalibrated"], best, logits = tried
-    kept = "recalibrated" if best is networks["recalibrated"] else "extracted"
+    sub_task, slice_ = task.restrict(names), union(slices[name] for name in names)
+    plain = without_gates(network, sub_task, gates=gates)
+    extracted = extract(plain, slice_, classes=indices)
+    recalibrated, best, logits = try_recalibration(
+        extracted, sub_task, samples=recalibration_samples, seed=seed, output=plain.output
+    )
+    networks = {"extracted": extracted, "recalibrated": recalibrated}
+    kept = "recalibrated" if best is recalibrated else "extracted"
     best_epoch = None
-    if epochs:
-        tuned = finetune(networks[kept], task, epochs=epochs, learning_rate=learning_rate, seed=seed, **running)
-        networks["fine-tuned"], best_epoch, kept = tuned.model, tuned.best_epoch, "fine-tuned"
-        logits = predict_logits(tuned.model, task, split="validation")
+    if training:
+        tuned = finetune(best, sub_task, training, output=plain.output)
+        networks["fine-tuned"], best_epoch, kept = tuned.model, tuned.kept, "fine-tuned"
+        logits = predict(tuned.model, sub_task, "validation", output=plain.output)
+    model, temperature = networks[kept], None
     try:
-        model, temperature = calibrate(networks[kept], task, logits=logits)
-    except TorchsliceError:  # its scores are no layer's output
-        model, temperature = networks[kept], None
-    return Reused(tuple(names), part, networks, kept, model, temperature, best_epoch)
+        neurons = find_neurons(model, plain.example, classes=names, output=plain.output)
+        model, temperature = calibrate(neurons, sub_task, logits=logits)
+    except TorchsliceError:  # its logits are no layer's output
+        pass
+    return Reused(model, tuple(names), slice_, networks, kept, temperature, best_epoch, task.preprocessing)
 
 
-def without_gates(network: nn.Module, data: Data, *, gates: str = "fold", **running: Any) -> nn.Module:
-    """Return a plain copy of a network with gates; a network without any is returned as it is.
+def without_gates(network: Neurons | GatedModel, task: Task, *, gates: str = "fold") -> Neurons:
+    """Return the neurons of a plain copy of a network with gates; the neurons of a network without any as they are.
 
     Args:
-        data: the classes that the plain network is for.
-        gates: "fold" multiplies their mean over the training images of these classes into the weights; "drop" leaves
+        task: the classes that the plain network is for.
+        gates: "fold" multiplies their mean over the training samples of these classes into the weights; "drop" leaves
             them away, as published (arXiv 2306.09376), and costs accuracy.
-        running: device, precision, progress, as in `fit`.
+
+    >>> plain = without_gates(gated, task.restrict(["3", "8"]))
     """
     if gates not in GATES:
-        raise TorchsliceError(f"gates must be one of {', '.join(GATES)}, got {gates!r}.")
-    if not isinstance(network, GatedModel):
+        raise unknown("treatment of gates:", gates, GATES)
+    if isinstance(network, Neurons):
         return network
-    return network.fold(_mean_gates(network, data, **running) if gates == "fold" else None)
-
-
-def _mean_gates(gated: GatedModel, task: Data, **running: Any) -> dict[str, Tensor]:
-    """Return the mean gate values over all training images of a task, {layer: float64 [N]}."""
-    statistics = gate_statistics(gated, task, **{"precision": "fp32", **running})
-    share = statistics.samples / statistics.samples.sum()  # [k]
-    return {layer: share.double() @ mean for layer, mean in statistics.mean.items()}
+    if not isinstance(network, GatedModel):
+        raise TorchsliceError(
+            f"needed are neurons or a model with gates, got {type(network).__name__}; give "
+            "find_neurons(model, example)."
+        )
+    if gates == "drop":
+        return network.neurons.on(network.fold())
+    found = statistics(network, task, progress=False)
+    weights = found.samples / found.samples.sum()  # [k]
+    return network.neurons.on(network.fold({layer: weights.double() @ mean for layer, mean in found.mean.items()}))

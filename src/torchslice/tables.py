@@ -14,14 +14,16 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cat       91.2%
     """
     cells = [[str(cell) for cell in row] for row in (headings, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in (lines[0], "-" * len(lines[0]), *lines[1:]))
+    first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join([name.ljust(first), *map(str.rjust, figures, others)]) for name, *figures in cells]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def percent(share: float | None) -> str:
-    """Write a share in [0, 1] in percent; None is a dash."""
-    return "-" if share is None else f"{share:.1%}"
+def percent(fraction: float | None) -> str:
+    """Write a fraction in [0, 1] in percent; None is a dash.
+
+    >>> percent(0.912), percent(None)
+    ('91.2%', '-')
+    """
+    return "-" if fraction is None else f"{fraction:.1%}"

@@ -8,45 +8,45 @@ import torch
 
 import torchslice as ts
 from torchslice import demo
+from torchslice.runs.recipe import Method
 
 from .conftest import TINY
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(demo, "RECIPE", replace(TINY, method="modular"))
-    monkeypatch.setattr(demo, "TUNING_EPOCHS", 1)
+    monkeypatch.setattr(demo, "RECIPE", replace(TINY, method=Method(neuron_fraction=0.3)))
+    monkeypatch.setattr(demo, "TUNING", replace(demo.TUNING, epochs=1))
+    monkeypatch.setattr(demo, "SEEDS", 2)
+    monkeypatch.setattr(demo, "TASKS", (("3", "8"), ("1", "4", "7")))
 
 
-def test_the_demo_tells_the_story_and_keeps_its_files(torchslice, tiny, tmp_path):
+def test_the_demo_tells_the_story_and_keeps_its_files(torchslice, tmp_path):
     result = torchslice("demo", "--out", tmp_path / "demo", "--device", "cpu")
     assert result.code == 0, result.err
-    for part in (
-        "1. Train",
-        "2. The slices",
-        "class slices keep",
-        "3. Cut",
-        "control: random slice",
-        "4. Compare",
-        "bit-equal",
-        "Next",
-    ):
+    for part in ("1. Train 2", "2. The slices", "class slices keep", "3. Cut", "control: random slice", "4. Compare"):
         assert part in result.out
+    assert "bit-equal" in result.out and "Next" in result.out
     files = sorted(path.name for path in (tmp_path / "demo").iterdir())
-    assert files == ["digits-0-2-5-6-9.safetensors", "digits-1-4-7.safetensors", "digits-3-8.safetensors", "run"]
+    made = ["digits-1-4-7.safetensors", "digits-3-8.safetensors"]
+    assert files == [*made, "run-0", "run-1"]
     small = ts.load(tmp_path / "demo" / "digits-3-8.safetensors")
-    assert small.classes == ("3", "8")
-    assert torch.isfinite(small(ts.data.load("digits").example)).all()
+    assert small.classes == ("3", "8") and torch.isfinite(small.model(ts.data.load("digits").example)).all()
+    (last,) = [line.split() for line in result.out.splitlines() if line.strip().startswith("torchslice extract")]
+    out = ("--finetune", 1, "--out", tmp_path / "4-9.safetensors", "--device", "cpu")
+    assert torchslice(*last[1 : last.index("--finetune")], *out).code == 0
 
 
-def test_the_demo_as_json_in_a_folder_that_it_names(torchslice, tiny, tmp_path, monkeypatch):
+def test_the_demo_as_json_in_a_folder_that_it_names(torchslice, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    result = torchslice("demo", "--device", "cpu", "--json")
-    figures = json.loads(result.out)
+    monkeypatch.setattr(demo, "SEEDS", 1)
+    monkeypatch.setattr(demo, "TASKS", (("3", "8"),))
+    figures = json.loads(torchslice("demo", "--device", "cpu", "--json").out)
     assert figures["folder"].startswith(str(tmp_path)) and figures["bit_equal"]
-    assert [len(one["classes"]) for one in figures["sub_models"]] == [2, 3, 5]
+    assert [len(one["classes"]) for one in figures["sub_models"]] == [2]
 
 
 def test_an_unwritable_folder_is_refused(torchslice, tmp_path):
     (tmp_path / "file").write_text("")
     torchslice("demo", "--out", tmp_path / "file").refused("cannot write")
+    torchslice("demo", "--out", tmp_path / "demo", "--device", "tpu").refused("'tpu'")

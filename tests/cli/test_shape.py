@@ -1,164 +1,207 @@
 """The names of commands and options are frozen; help is quick; streams and exit codes are kept apart."""
 
-import json
+import importlib
+import inspect
+import os
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import typer
 
-from torchslice.cli import app
+from torchslice.cli import COMMANDS, app, main
 
-COMMON = ["--seed", "--device", "--json"]
-COMMANDS = {
-    "demo": ["--out", *COMMON],
-    "neurons": ["MODEL", "--num-classes", "--input-shape", "--model-argument", *COMMON],
-    "train": [
-        *("MODEL", "DATA", "--out", "--method", "--epochs", "--learning-rate", "--batch-size", "--retention"),
-        *("--taper", "--standard-epochs", "--cohesion-weight", "--coupling-weight"),
-        *("--precision", "--train-limit", "--model-argument", "--data-option", "--data-dir"),
-        *COMMON,
-    ],
-    "slice": [
-        *("RUN", "--by", "--threshold", "--metric", "--slicer", "--criterion", "--theta", "--slope", "--positions"),
-        *("--share", "--taper", "--samples", "--gates", "--data-dir", *COMMON),
-    ],
-    "extract": [
-        *("RUN", "--classes", "--out", "--finetune", "--learning-rate", "--gates", "--data-dir"),
-        *COMMON,
-    ],
-    "restructure": [
-        *("RUN", "--out", "--method", "--param-retention", "--mac-retention", "--latency-ms", "--no-slice", "--share"),
-        *("--metric", "--rate", "--epochs", "--max-accuracy-loss", "--patience", "--learning-rate", "--data-dir"),
-        *COMMON,
-    ],
-    "readapt": [
-        *("RUN", "DATA", "--out", "--param-share", "--metric", "--classifier", "--replay", "--epochs"),
-        *("--learning-rate", "--data-option", "--data-dir", *COMMON),
-    ],
-    "extend": [
-        *(
-            "SOURCE",
-            "DATA",
-            "--classes",
-            "--out",
-            "--share",
-            "--metric",
-            "--settle",
-            "--widen",
-            "--restart",
-            "--replay",
-        ),
-        *("--epochs", "--learning-rate", "--allow-import", "--data-option", "--data-dir", *COMMON),
-    ],
-    "evaluate": ["ARTEFACT", "DATA", "--allow-import", "--data-option", "--data-dir", *COMMON],
-    "bench": ["NAME", "--scale", "--out", "--data-dir", *COMMON],
+TRAINING = {
+    **{
+        "epochs": 10,
+        "learning_rate": 0.05,
+        "batch_size": 128,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+    },
+    **{"warmup_epochs": 0.0, "label_smoothing": 0.0, "seed": 0, "device": "auto", "precision": "auto"},
+}
+OPENING = {
+    **{"weights": None, "slices": None, "model_argument": None, "data_option": None, "data_dir": None},
+    "allow_import": False,
+}
+RUNNING = {"seed": 0, "device": "auto", "json": False}
+SOURCE, OUT = {"SOURCE": None, "[DATA]": None}, {"out": None, "force": False}
+TABLE = {
+    "demo": {"out": None, **RUNNING},
+    "neurons": {"MODEL": None, "num_classes": 10, "input_shape": "3x32x32", "model_argument": None, **RUNNING},
+    "train": {
+        **{"MODEL": None, "DATA": None, "out": None, "method": "subtasks", "standard_epochs": None},
+        **{"neuron_fraction": 0.15, "taper": 0.1, "cohesion_weight": 0.5, "coupling_weight": 1.5},
+        **TRAINING,
+        **{"epochs": 30, "train_limit": None, "model_argument": None, "data_option": None, "data_dir": None},
+        "json": False,
+    },
+    "slice": {
+        **SOURCE,
+        **{name: default for name, default in OPENING.items() if name != "slices"},
+        **{"by": None, "frequency_threshold": 0.9, "metric": "taylor", "samples_per_class": 256},
+        **{"strategy": "reach-theta", "theta": None, "slope": None, "criterion": None, "positions": None},
+        **{"neuron_fraction": None, "taper": None, "gates": "fold", **OUT, **RUNNING},
+    },
+    "extract": {
+        **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": 0, "gates": "fold"},
+        **{name: default for name, default in TRAINING.items() if name not in ("epochs", "warmup_epochs")},
+        **{"learning_rate": 0.01, "json": False},
+    },
+    "restructure": {
+        **{**SOURCE, **OPENING, **OUT, "method": "lamp", "param_retention": None, "mac_retention": None},
+        **{"latency_ms": None, "no_slice": False, "neuron_fraction": None, "metric": "taylor", "prune_fraction": 0.2},
+        **{"max_accuracy_loss": 0.01, "patience": 0, **TRAINING, "epochs": 3, "learning_rate": 0.01, "json": False},
+    },
+    "readapt": {
+        **{**SOURCE, **OPENING, **OUT, "new": None, "param_fraction": None, "metric": "taylor", "classifier": False},
+        **{"replay": "1", **TRAINING, "learning_rate": 0.005, "batch_size": 64, "optimizer": "adamw", "json": False},
+    },
+    "extend": {
+        **{**SOURCE, **OPENING, **OUT, "classes": None, "new": None, "neuron_fraction": None, "metric": "taylor"},
+        **{"settle": 0, "widen": None, "restart": True, "replay": 0.0, **TRAINING, "json": False},
+    },
+    "evaluate": {**SOURCE, **{name: x for name, x in OPENING.items() if name != "slices"}, **RUNNING},
 }
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "numpy")
 
 
-def test_commands_and_options_are_frozen():
-    group = typer.main.get_command(app)
-    names = {
-        name: [p.metavar if p.param_type_name == "argument" else p.opts[0] for p in command.params]
-        for name, command in group.commands.items()
-    }
-    assert names == COMMANDS
+def command(name):
+    return typer.main.get_command(app).resolve_command(None, [name])[1]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(torchslice, command):
-    result = torchslice(command, "--help")
+def test_commands_are_frozen():
+    assert [*COMMANDS] == [*TABLE]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_options_and_their_defaults_are_frozen(name):
+    found = {}
+    for parameter in command(name).params:
+        is_argument = parameter.param_type_name == "argument"
+        word = parameter.metavar if is_argument else parameter.opts[0].removeprefix("--").replace("-", "_")
+        found[word] = parameter.default
+    assert found == TABLE[name]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command(torchslice, name):
+    function = getattr(importlib.import_module(f"torchslice.cli.{name}"), name)
+    assert inspect.getdoc(function).splitlines()[0] == COMMANDS[name]
+    assert [p.help for p in command(name).params if p.param_type_name == "option" and not p.help] == []
+    result = torchslice(name, "--help")
     assert result.code == 0 and not result.err
-    assert "Example:" in result.out and f"torchslice {command}" in result.out
-
-
-def test_slice_offers_what_there_is(torchslice):
-    from torchslice import semantic
-
-    text = torchslice("slice", "--help").out
-    assert not [name for name in (*semantic.METRICS.names(), *semantic.SLICERS, *semantic.CRITERIA) if name not in text]
+    (example,) = re.findall(r"Example:  torchslice (.*)", inspect.getdoc(function))
+    first, *words = shlex.split(example)
+    assert first == name and "Example:" in result.out
+    command(name).make_context(name, words)
+    assert torchslice(name, "-h").out == result.out
 
 
 def test_no_command_shows_the_help(torchslice):
     result = torchslice()
-    assert result.code == 0 and "torchslice demo" in result.out
+    assert result.code == 0 and result.out == torchslice("--help").out
+    assert not [name for name in COMMANDS if f" {name} " not in result.out]
+
+
+def test_slice_offers_what_there_is(torchslice):
+    from torchslice import semantic
+    from torchslice.cli.slice import STRATEGIES
+
+    text = torchslice("slice", "--help").out
+    assert not [name for name in (*semantic.METRICS.names(), *STRATEGIES) if name not in text]
+    assert [kind.__name__ for kind in STRATEGIES.values()] == semantic.STRATEGIES.names()
+
+
+def test_restructure_offers_what_there_is():
+    from torchslice.cli.restructure import Removal
+    from torchslice.maintain import PRUNING
+
+    assert [method.value for method in Removal] == [*PRUNING.names(), "structured"]
+
+
+def test_train_offers_what_there_is():
+    from torchslice.runs import METHODS
+    from torchslice.training.placement import PRECISIONS
+    from torchslice.training.settings import OPTIMIZERS
+
+    texts = {parameter.name: parameter.help for parameter in command("train").params}
+    for name, known in (("method", METHODS), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+        assert not [word for word in known if word not in texts[name]]
 
 
 def test_version(torchslice):
-    assert torchslice("--version").out.startswith("torchslice 0.")
+    result = torchslice("--version")
+    assert result.code == 0 and result.out.startswith("torchslice 0.") and result.out.count("\n") == 1
 
 
-def test_help_imports_nothing_heavy():
+def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=settings)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["trian"]])
+def test_nothing_heavy_is_imported_before_a_command_is_known(arguments):
     code = (
-        "import sys; from torchslice.cli import main; main(['train', '--help']);"
+        f"import sys; from torchslice.cli import main; main({arguments});"
         f"sys.exit(','.join(m for m in {HEAVY} if m in sys.modules) or 0)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0 and not result.stderr, result.stderr
+    assert fresh(code).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["trian"], ["trian", "torchslice --help"]),
-        (["train", "convnet"], ["DATA", "torchslice train --help"]),
-        (["train", "convnet", "digits", "--out", "x", "--epochs", "many"], ["--epochs", "integer"]),
-        (["train", "convnet", "digits", "--out", "x", "--method", "modlar"], ["modlar", "modular", "mwt", "standard"]),
-        (["neurons", "convnet", "--device", "tpu"], ["tpu", "auto", "cpu", "cuda"]),
-        (["neurons", "convnet", "--colour"], ["--colour"]),
-        (["extract", "run", "--classes", "1,2"], ["--out"]),
-    ],
-)
-def test_usage_errors_are_one_line(torchslice, arguments, parts):
-    result = torchslice(*arguments)
-    result.refused(*parts)
-    assert len(result.err.strip().splitlines()) == 1
+def complete(*words: str, code: str = "from torchslice.cli import main; main()") -> list[str]:
+    """Return what bash is offered for the last of the words."""
+    typed = {"COMP_WORDS": " ".join(["torchslice", *words]), "COMP_CWORD": str(len(words))}
+    result = fresh(code, _TORCHSLICE_COMPLETE="complete_bash", **typed)
+    assert not result.stderr, result.stderr
+    return result.stdout.split()
+
+
+def test_completion_of_commands_imports_nothing_heavy():
+    code = (
+        "import atexit, sys; from torchslice.cli import main;"
+        f"atexit.register(lambda: print(*(m for m in {HEAVY} if m in sys.modules))); main()"
+    )
+    assert sorted(complete("re", code=code)) == ["readapt", "restructure"]
+    assert complete("", code=code) == [*COMMANDS]
+
+
+def test_completion_of_options():
+    assert complete("train", "--lea") == ["--learning-rate"]
+
+
+def test_ctrl_c_says_what_was_kept(torchslice, monkeypatch, tmp_path):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torchslice.graph.find.find_neurons", interrupted)
+    monkeypatch.setattr("torchslice.cli.neurons.find_neurons", interrupted)
+    result = torchslice("neurons", "convnet", "--device", "cpu")
+    assert (result.code, result.out) == (130, "")
+    assert result.err == "torchslice: Interrupted; nothing half-written was left.\n"
+
+
+def test_the_command_is_installed():
+    from importlib.metadata import entry_points
+
+    (entry,) = entry_points(group="console_scripts", name="torchslice")
+    assert entry.load() is main
+
+
+def test_processes_of_torchrun_speak_once(torchslice, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    result = torchslice("neurons", "convnet", "--device", "cpu")
+    assert (result.code, result.out, result.err) == (0, "", "")
 
 
 def test_neurons_as_table_and_as_json(torchslice):
     result = torchslice("neurons", "convnet", "--input-shape", "1x8x8", "--device", "cpu")
-    assert result.code == 0 and "features.0.0" in result.out and "class scores" in result.out
-    found = torchslice(
-        *("neurons", "convnet", "--input-shape", "1x8x8", "--num-classes", 4, "--model-argument", "width=0.25"),
-        *("--device", "cpu", "--json"),
-    ).json
-    assert found["layers"]["features.0.0"]["count"] == 8 and found["pinned"] == {"classifier": "class scores"}
-    assert found["model"] == {"factory": "convnet", "arguments": {"num_classes": 4, "channels": 1, "width": 0.25}}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["convnett"], ["'convnett'", "Did you mean 'convnet'?"]),
-        (["convnet", "--input-shape", "3,32"], ["3,32", "3x32x32"]),
-        (["resnet18", "--input-shape", "3x32"], ["[2, 3, 32]"]),
-        (["convnet", "--model-argument", "widht=2"], ["widht", "width=1.0"]),
-        (["convnet", "--model-argument", "width"], ["'width'", "NAME=VALUE"]),
-        (["nowhere.nets:make"], ["nowhere"]),
-    ],
-)
-def test_neurons_refuses(torchslice, arguments, parts):
-    torchslice("neurons", *arguments, "--device", "cpu").refused(*parts)
-
-
-def test_bench_hands_its_options_on_and_prints_its_table(torchslice, monkeypatch, tmp_path):
-    from torchslice.bench import BENCHES
-
-    seen = {}
-
-    def tiny(scale, **options):
-        seen.update(options, scale=scale)
-        (tmp_path / "tiny-smoke.md").write_text("| a table |")
-        return {"figure": 1}
-
-    monkeypatch.setitem(BENCHES._entries, "tiny", tiny)
-    arguments = ("bench", "tiny", "--scale", "smoke", "--out", tmp_path, "--seed", 3, "--device", "cpu")
-    assert torchslice(*arguments).out == "| a table |\n"
-    assert json.loads(torchslice(*arguments, "--json").out) == {"figure": 1}
-    assert seen == {
-        **{"scale": "smoke", "data_dir": None, "out": tmp_path, "seed": 3, "device": "cpu"},
-        "progress": True,
-    }
-    torchslice("bench", "mtw").refused("'mtw'", "mwt")
-    torchslice("bench", "tiny", "--scale", "huge").refused("huge", "smoke")
+    assert result.code == 0 and not result.err and "features.0.0" in result.out and "logits" in result.out
+    options = ("--input-shape", "1x8x8", "--num-classes", 4, "--model-argument", "width=0.25", "--device", "cpu")
+    found = torchslice("neurons", "convnet", *options, "--json").json
+    assert found["layers"]["features.0.0"]["count"] == 8 and [*found["pinned"]] == ["classifier"] == found["head"]
+    assert found["arguments"] == {"num_classes": 4, "channels": 1, "width": 0.25} and found["neurons"] == 112

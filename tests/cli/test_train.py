@@ -1,143 +1,124 @@
-"""torchslice train: resumes, refuses what is not its own, leaves nothing behind when it fails early."""
+"""torchslice train: three methods, resumes and continues, refuses what is not its own, leaves nothing when it fails."""
 
 import json
-from dataclasses import replace
+from contextlib import contextmanager
 
 import pytest
 
-from torchslice.core.hold import masked
+import torchslice as ts
 from torchslice.runs import Run
 from torchslice.slices import union
 from torchslice.training.checkpoint import Checkpoint
 
-from .conftest import TINY, TRAIN
+from .conftest import TRAIN, neurons_of
+
+
+@contextmanager
+def interrupted_after(epochs: int):
+    """Interrupt training after so many saved epochs."""
+    save, left = Checkpoint.save, iter(range(epochs - 1, -1, -1))
+
+    def save_then_interrupt(self, *state):
+        save(self, *state)
+        if next(left) == 0:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_then_interrupt)
+        yield
+
+
+def same_weights(one, other):
+    states = [neurons_of(folder)[0] for folder in (one, other)]
+    one, other = (getattr(state, "model", state).state_dict() for state in states)
+    return all(tensor.equal(other[name]) for name, tensor in one.items())
 
 
 def test_train_says_its_plan_and_gives_its_history(torchslice, tmp_path):
     out = tmp_path / "run"
-    result = torchslice(*TRAIN, "--out", out, "--epochs", 1, "--train-limit", 100, "--device", "cpu", "--json")
-    assert [row["epoch"] for row in result.json["history"]] == [1]
-    for part in ("convnet", "parameters", "100 / 143 / 359", "1 epochs of 64", str(out)):
+    result = torchslice(*TRAIN, "--method", "standard", "--out", out, "--train-limit", 100, "--epochs", 1, "--json")
+    assert [row["epoch"] for row in result.json["history"]] == [1] and result.json["resumed_after"] == 0
+    for part in ("convnet", "4,838 parameters", "train: 100 ", "1 epochs of 64", str(out)):
         assert part in result.err
     assert json.loads((out / "run.json").read_text())["recipe"]["train_limit"] == 100
     assert sorted(path.name for path in out.iterdir()) == ["run.json", "training"]
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(torchslice, trained, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    save = Checkpoint.save
-
-    def save_then_interrupt(self, *state):
-        save(self, *state)
-        raise KeyboardInterrupt
-
-    arguments = (*TRAIN, "--out", out, "--epochs", TINY.epochs, "--device", "cpu")
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_then_interrupt)
+@pytest.mark.parametrize("method", ["standard", "gates"])
+def test_an_interrupted_training_goes_on_to_the_same_weights(torchslice, request, method, tmp_path):
+    whole, out = request.getfixturevalue(method), tmp_path / "run"
+    arguments = (*TRAIN, "--method", method, "--out", out)
+    with interrupted_after(1):
         result = torchslice(*arguments)
-    assert result.code == 130 and "resumes" in result.err.splitlines()[-1] and not result.out
-    torchslice("slice", out, "--device", "cpu").refused("1 of 2 epochs", "torchslice train")
+    assert result.code == 130 and not result.out
+    assert "first 1 of 2 epochs" in result.err.splitlines()[-1] and "resumes" in result.err.splitlines()[-1]
+    torchslice("slice", out).refused("1 of 2 epochs", "torchslice train")
+    torchslice(*arguments, "--epochs", 3).refused("--epochs was 2, now 3", "finished run can be continued")
     result = torchslice(*arguments)
     assert result.code == 0 and "1 epochs are done; going on" in result.err
-    data = TINY.load_data()
-    resumed, whole = (Run.open(folder).network(data, device="cpu").state_dict() for folder in (out, trained))
-    assert all(tensor.equal(whole[name]) for name, tensor in resumed.items())
+    assert same_weights(out, whole)
 
 
-def test_a_finished_training_is_left_alone(torchslice, trained):
-    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-    result = torchslice(*TRAIN, "--out", trained, "--epochs", 2, "--device", "cpu")
-    assert result.code == 0 and "nothing is left to do" in result.err
-    assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-
-
-def test_another_recipe_in_the_same_folder_is_refused(torchslice, trained):
-    refusal = torchslice(*TRAIN, "--out", trained, "--epochs", 3, "--seed", 0, "--learning-rate", 0.1)
-    refusal.refused("epochs was 2, now 3", "learning_rate was 0.05, now 0.1", "another folder")
-
-
-def test_a_folder_of_something_else_is_refused(torchslice, tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    torchslice(*TRAIN, "--out", tmp_path).refused("no run", "empty folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_an_unwritable_folder_is_found_before_the_data_are_loaded(torchslice, tmp_path, monkeypatch):
-    file = tmp_path / "file"
-    file.write_text("")
-    monkeypatch.setattr(type(TINY), "load_data", lambda *_: pytest.fail("loaded"))
-    torchslice(*TRAIN, "--out", file / "run").refused("cannot write", "folder")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["convnt", "digits"], ["'convnt'", "Did you mean 'convnet'?"]),
-        (["convnet", "digist"], ["'digist'", "Did you mean 'digits'?"]),
-        (["convnet", "folder:nowhere"], ["nowhere", "one sub-folder"]),
-        (["convnet", "cifar10"], ["cifar10", "cifar-10-batches-py", "--data-dir"]),
-        (["convnet", "digits", "--model-argument", "channels=3"], ["[2, 1, 8, 8]"]),
-        (["convnet", "digits", "--model-argument", "num_classes=3", "--method", "standard"], ["[2, 3]", "[2, 10]"]),
-        (["convnet", "digits", "--epochs", "0"], ["epochs", "at least 1"]),
-        (["convnet", "digits", "--batch-size", "1"], ["batch_size 1"]),
-        (["convnet", "digits", "--learning-rate", "-1"], ["learning_rate", "above 0"]),
-        (["convnet", "digits", "--method", "mwt", "--coupling-weight", "-1"], ["coupling_weight"]),
-        (["convnet", "digits", "--coupling-weight", "1"], ["--coupling-weight plays no part", "--method mwt"]),
-        (["convnet", "digits", "--method", "standard", "--taper", "1"], ["--taper plays no part", "--method modular"]),
-        (["convnet", "digits", "--retention", "0"], ["share", "(0, 1]"]),
-        (["convnet", "digits", "--epochs", "3", "--standard-epochs", "3"], ["standard_epochs 3 of 3"]),
-        (["convnet", "digits", "--data-option", "colour=1"], ["colour"]),
-        (["convnet", "digits", "--train-limit", "0"], ["at least 1 sample"]),
-    ],
-)
-def test_train_refuses_and_leaves_nothing(torchslice, tmp_path, monkeypatch, arguments, parts):
-    monkeypatch.setattr("urllib.request.urlopen", _no_network)
-    monkeypatch.setenv("TORCHSLICE_DATA", str(tmp_path / "data"))
-    torchslice("train", *arguments, "--out", tmp_path / "run", "--device", "cpu").refused(*parts)
-    assert not (tmp_path / "run").exists()
-
-
-def _no_network(*args, **kwargs):
-    raise OSError("no network")
-
-
-def test_modular_training_in_two_parts_resumes_and_gives_sub_models_without_gates(torchslice, tmp_path, monkeypatch):
+def test_sub_task_training_resumes_in_its_second_part(torchslice, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "run"
-    arguments = [*TRAIN[:-1], "modular", "--epochs", 4, "--retention", 0.3, "--device", "cpu", "--out"]
-    history = torchslice(*arguments, whole, "--json").json["history"]
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
-    save, epochs = Checkpoint.save, iter(range(9))
-
-    def save_then_interrupt(self, *state):
-        save(self, *state)
-        if next(epochs) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_then_interrupt)
+    arguments = [*TRAIN, "--epochs", 4, "--neuron-fraction", 0.3, "--out"]
+    assert [row["epoch"] for row in torchslice(*arguments, whole, "--json").json["history"]] == [1, 2, 3, 4]
+    with interrupted_after(3):
         assert torchslice(*arguments, out).code == 130
     torchslice("slice", out).refused("3 of 4 epochs", "torchslice train")
     assert "3 epochs are done; going on" in torchslice(*arguments, out).err
-    data = TINY.load_data()
-    resumed, straight = (Run.open(folder).network(data, device="cpu").state_dict() for folder in (out, whole))
-    assert all(tensor.equal(straight[name]) for name, tensor in resumed.items())
-
-    slices = torchslice("slice", out, "--json").json
-    assert slices["by"] == "training" and slices["rule"]["slicer"] == "budget"
-    assert all(abs(share - 0.3) < 0.05 for share in slices["neuron_retention"]["classes"].values())
-    torchslice("slice", out, "--by", "gates").refused("no gates", "--by training")
-    small = torchslice("extract", out, "--classes", "3,8", "--out", tmp_path / "pair.safetensors", "--json").json
-    assert small["gates"] is None and small["neuron_retention"] < 0.7
+    assert same_weights(out, whole)
 
 
-def test_neurons_of_no_class_are_zero_in_the_network_of_a_modular_run(tmp_path):
-    recipe = replace(TINY, method="modular", epochs=2, retention=0.05)
-    data = recipe.load_data()
-    run = Run.start(tmp_path / "run", recipe, data)
-    run.train(data, device="cpu", progress=False)
-    network = run.network(data, device="cpu")
-    used = union(run.slices().values())
+@pytest.mark.parametrize("method", ["standard", "gates", "subtasks"])
+def test_more_epochs_continue_a_finished_run(torchslice, request, method, copy_of):
+    out = copy_of(request.getfixturevalue(method))
+    fraction = ("--neuron-fraction", 0.3) if method == "subtasks" else ()
+    arguments = [*TRAIN, "--method", method, *fraction, "--out", out]
+    result = torchslice(*arguments, "--epochs", 3, "--json")
+    assert [row["epoch"] for row in result.json["history"]] == [1, 2, 3] and result.json["resumed_after"] == 2
+    assert Run.open(out).recipe.training.epochs == 3 and Run.open(out).epochs_done == 3
+    torchslice(*arguments).refused("--epochs was 3, now 2", "another folder")
+
+
+def test_a_finished_training_is_left_alone(torchslice, standard):
+    before = {path: path.read_bytes() for path in standard.rglob("*") if path.is_file()}
+    result = torchslice(*TRAIN, "--method", "standard", "--out", standard)
+    assert result.code == 0 and "nothing is left to do" in result.err
+    assert before == {path: path.read_bytes() for path in standard.rglob("*") if path.is_file()}
+
+
+def test_a_network_and_data_of_ones_own(torchslice, own, tmp_path):
+    (tmp_path / "netsofatest.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, num_classes, width=8):\n"
+        "        super().__init__()\n"
+        "        self.hidden, self.head = torch.nn.Linear(64, width), torch.nn.Linear(width, num_classes)\n"
+        "    def forward(self, images):\n"
+        "        return self.head(torch.relu(self.hidden(images.flatten(1))))\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        patch.setattr("sys.dont_write_bytecode", True)
+        options = ("--data-option", "names=01278", "--method", "standard", "--epochs", 2, "--device", "cpu")
+        run, out = tmp_path / "run", tmp_path / "pair.safetensors"
+        assert torchslice("train", "netsofatest:Net", f"{own}:load", *options, "--out", run).code == 0
+        found = torchslice("extract", run, "--classes", "0,1", "--slices", tmp_path / "s.json", "--out", out)
+        found.refused("no file", "s.json")
+        assert torchslice("slice", run, "--device", "cpu").code == 0
+        result = torchslice("extract", run, "--classes", "7,1", "--out", out, "--device", "cpu")
+        (line,) = [line for line in result.out.splitlines() if line.startswith("Next:")]
+        words = line.split()[2:]
+        assert words == ["evaluate", str(out), f"{own}:load", "--data-option", "names=01278", "--allow-import"]
+        torchslice(*words[:-1]).refused("netsofatest", "--allow-import")
+        assert [*torchslice(*words, "--json").json["class_accuracy"]] == ["1", "7"]
+
+
+def test_neurons_of_no_class_are_zero_in_the_network_of_a_sub_task_run(torchslice, tmp_path):
+    out = tmp_path / "run"
+    assert torchslice(*TRAIN, "--neuron-fraction", 0.05, "--out", out).code == 0
+    neurons, task = neurons_of(out)
+    used = union(Run.open(out).slices().values())
     assert used.neuron_retention < 1
-    expected = network(data.example)
-    with masked(network, used, data.example):
-        assert network(data.example).equal(expected)
+    assert ts.masked(neurons, used)(task.example).equal(neurons.model(task.example))

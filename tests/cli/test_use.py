@@ -1,4 +1,4 @@
-"""torchslice slice, extract and evaluate, from a run to figures, and what they refuse."""
+"""torchslice slice, extract and evaluate, from runs, weights and artefacts to figures."""
 
 import json
 
@@ -6,161 +6,206 @@ import pytest
 import torch
 
 import torchslice as ts
+from torchslice.cli.slice import STRATEGIES
 from torchslice.runs import Run
 
-from .conftest import TINY
+from .conftest import neurons_of
+
+CPU = ("--device", "cpu")
+SOURCES = ("run", "pt", "safetensors", "artefact")
+FEW = ("--samples-per-class", 20)
 
 
-def test_slice_writes_the_slices_and_reports_them(torchslice, run_copy):
-    (run_copy / "slices.json").unlink()
-    result = torchslice("slice", run_copy, "--by", "gates", "--threshold", 0.8, "--device", "cpu", "--json").json
-    assert result["threshold"] == 0.8 and set(result["report"]["classes"]) == set("0123456789")
-    stored = json.loads((run_copy / "slices.json").read_text())
-    assert stored["report"] == result["report"] and stored["threshold"] == 0.8
-    assert list(Run.open(run_copy).slices()) == list("0123456789")
-    assert "mean" in torchslice("slice", run_copy, "--device", "cpu").out
+# -- slice --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_slices_by_contribution_are_those_that_python_finds(torchslice, standard, copy_of, strategy):
+    folder, rule = copy_of(standard), {"theta": 0.8, "positions": "mean"}
+    if strategy != "reach-theta":
+        rule = {"neuron_fraction": 0.3}
+    options = [text for name, value in rule.items() for text in (f"--{name.replace('_', '-')}", value)]
+    options += ["--strategy", strategy, "--metric", "var", *FEW, "--seed", 1]
+    result = torchslice("slice", folder, *options, *CPU, "--json").json
+    neurons, task = neurons_of(folder)
+    scores = ts.semantic.contributions(neurons, task, metric="var", samples_per_class=20, seed=1, progress=False)
+    found = ts.semantic.class_slices(neurons, task, scores, strategy=STRATEGIES[strategy](**rule), progress=False)
+    assert result["by"] == "contribution" and {**result, "source": 0, "by": 0} == {
+        "source": 0,
+        "by": 0,
+        **found.summary(),
+    }
+    assert found.critical.neuron_retention < 1
+    stored = json.loads((folder / "slices.json").read_text())
+    assert stored["found"] == json.loads(json.dumps(found.to_plain()))
+    assert Run.open(folder).slices() == {**found}
 
 
-def test_extract_saves_what_python_makes(torchslice, trained, tmp_path):
-    path = tmp_path / "new" / "three.safetensors"
-    result = torchslice("extract", trained, "--classes", "8,1,3", "--out", path, "--device", "cpu", "--json").json
-    assert result["classes"] == ["1", "3", "8"] and 0 < result["neuron_retention"] <= 1
-    assert list(result["validation_accuracy"]) == ["whole, restricted", "extracted", "recalibrated"]
-    run, data = Run.open(trained), TINY.load_data()
-    made = ts.reuse(
-        run.gated(data, device="cpu"), data, slices=run.slices(), classes=["1", "3", "8"], progress=False, device="cpu"
-    )
-    small = ts.load(path)
+def test_slices_by_gates_and_their_report(torchslice, gates, copy_of):
+    folder = copy_of(gates)
+    result = torchslice("slice", folder, "--frequency-threshold", 0.8, *CPU, "--json").json
+    assert result["by"] == "gates" and set(result["report"]["classes"]) == set("0123456789")
+    stored = json.loads((folder / "slices.json").read_text())
+    assert stored["report"] == result["report"] and stored["frequency_threshold"] == 0.8
+    gated, task = neurons_of(folder)
+    assert Run.open(folder).slices() == ts.gates.class_slices(gated, task, frequency_threshold=0.8, progress=False)
+    assert "mean" in torchslice("slice", folder, *CPU).out
+
+
+def test_a_run_with_gates_goes_without_them_by_contribution(torchslice, gates, copy_of):
+    folder, found = copy_of(gates), {}
+    for treatment in ("fold", "drop"):
+        options = ("--by", "contribution", "--gates", treatment, "--theta", 0.7, *FEW)
+        assert torchslice("slice", folder, *options, *CPU, "--json").json["strategy"]["theta"] == 0.7
+        found[treatment] = Run.open(folder).slices()
+    assert found["fold"] != found["drop"]
+
+
+def test_slices_by_training_are_those_that_training_was_given(torchslice, subtasks, copy_of):
+    folder = copy_of(subtasks)
+    result = torchslice("slice", folder, *CPU, "--json").json
+    assert result["by"] == "training" and result["strategy"]["neuron_fraction"] == 0.3
+    assert all(abs(kept - 0.3) < 0.05 for kept in result["neuron_retention"]["classes"].values())
+    assert Run.open(folder).slices() == {**Run.open(folder).given_slices()}
+    other = torchslice("slice", folder, "--by", "contribution", "--theta", 0.7, *FEW, *CPU, "--json").json
+    assert other["strategy"]["strategy"] == "ReachTheta"
+    assert Run.open(folder).slices() != {**Run.open(folder).given_slices()}
+
+
+# -- extract ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("source", SOURCES)
+def test_from_any_source_to_slices_to_a_sub_model_to_its_accuracy(torchslice, sources, source, standard, tmp_path):
+    found, out = tmp_path / "slices.json", tmp_path / "new" / "pair.safetensors"
+    result = torchslice("slice", *sources[source], "--out", found, "--theta", 0.8, *FEW, *CPU)
+    assert result.code == 0, result.err
+    assert f"--slices {found} --classes 0,1 --out part.safetensors" in result.out
+    words = (*sources[source], "--classes", "8,3", "--slices", found, "--out", out, *CPU)
+    figures = torchslice("extract", *words, "--json").json
+    assert figures["classes"] == ["3", "8"] and figures["best_epoch"] is None
+    assert list(figures["validation_accuracy"]) == ["whole, restricted", "extracted", "recalibrated"]
+    neurons, task = neurons_of(standard)
+    scores = ts.semantic.contributions(neurons, task, samples_per_class=20, progress=False)
+    slices = ts.semantic.class_slices(neurons, task, scores, strategy=ts.semantic.ReachTheta(0.8), progress=False)
+    made, small = ts.reuse(neurons, task, slices, classes=["3", "8"]), ts.load(out)
+    assert figures["neuron_retention"] == made.slice.neuron_retention < 1 and small.slice == made.slice
+    assert figures["full"]["parameters"] == ts.judge.cost(neurons.model, task.example).parameters
+    assert small.classes == ("3", "8") and small.preprocessing == task.preprocessing
     with torch.no_grad():
-        assert torch.equal(small(data.example), made.model(data.example))
-        logits = made.networks[made.kept](data.example)
-        assert torch.allclose(small(data.example) * made.temperature, logits, rtol=1e-4, atol=1e-5)
-    assert small.classes == ("1", "3", "8") and small.preprocessing == data.preprocessing
+        assert torch.equal(small.model(task.example), made.model(task.example))
+    result = torchslice("evaluate", out, "digits", *CPU, "--json").json
+    assert result["accuracy"] == ts.accuracy(small.model, task.restrict(["3", "8"])).overall
+    assert result["param_retention"] == figures["param_retention"]
+    torchslice("extract", *words).refused(f"{out} exists", "--force")
+    assert torchslice("extract", *words, "--force").code == 0
 
 
-def test_extract_with_dropped_gates_and_fine_tuning(torchslice, trained, tmp_path):
-    common = ("extract", trained, "--classes", "3,8", "--device", "cpu", "--json", "--out")
-    folded, dropped = tmp_path / "folded.safetensors", tmp_path / "dropped.safetensors"
-    assert torchslice(*common, folded).json["gates"] == "fold"
-    tuned = torchslice(*common, dropped, "--gates", "drop", "--finetune", 1).json
+def test_slices_are_found_where_there_are_none(torchslice, sources, tmp_path):
+    out = tmp_path / "pair.safetensors"
+    result = torchslice("extract", *sources["artefact"], "--classes", "3,8", "--out", out, *CPU)
+    assert result.code == 0 and "contributions" in result.err
+    torchslice("extract", *sources["run"], "--classes", "3,8", "--out", tmp_path / "x").refused(
+        "no slices yet", "torchslice slice", "--by contribution"
+    )
+
+
+def test_fine_tuning_and_dropped_gates(torchslice, gates, copy_of, tmp_path):
+    folder, folded, dropped = copy_of(gates), tmp_path / "folded.safetensors", tmp_path / "dropped.safetensors"
+    assert torchslice("slice", folder, *CPU).code == 0
+    common = ("extract", folder, "--classes", "3,8", *CPU, "--json", "--out")
+    assert torchslice(*common, folded).json["epochs"] == 0
+    options = ("--gates", "drop", "--finetune", 1, "--learning-rate", 0.02, "--optimizer", "adamw")
+    tuned = torchslice(*common, dropped, *options).json
     assert "fine-tuned" in tuned["validation_accuracy"] and tuned["best_epoch"] in (0, 1)
-    norm = "features.1.1.weight"
-    assert not torch.equal(ts.load(folded).state_dict()[norm], ts.load(dropped).state_dict()[norm])
+    norms = [ts.load(path).model.state_dict()["features.1.1.weight"] for path in (folded, dropped)]
+    assert not torch.equal(*norms)
 
 
-def test_evaluate_scores_the_classes_of_the_artefact(torchslice, pair):
-    result = torchslice("evaluate", pair, "digits", "--device", "cpu", "--json").json
-    task = ts.data.load("digits").restrict(["3", "8"])
-    assert result["accuracy"] == ts.accuracy(ts.load(pair), task).overall
-    assert list(result["class_accuracy"]) == ["3", "8"] and set(result["latency"]) == {"1", "64"}
-    assert result["macs"] > 0 and 0 < result["param_retention"] <= 1 and 0 <= result["calibration_error"] < 0.5
-    text = torchslice("evaluate", pair, "digits", "--device", "cpu").out
-    assert "accuracy" in text and "at batch 64" in text and "MACs" in text and "calibration error" in text
+def test_a_sub_task_run_needs_no_slices_of_its_own(torchslice, subtasks, tmp_path):
+    small = torchslice(
+        "extract", subtasks, "--classes", "3,8", "--out", tmp_path / "x.safetensors", *CPU, "--json"
+    ).json
+    assert small["neuron_retention"] < 0.7
+
+
+# -- evaluate -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("source", SOURCES)
+def test_evaluate_scores_the_test_samples(torchslice, sources, source, standard):
+    neurons, task = neurons_of(standard)
+    result = torchslice("evaluate", *sources[source], *CPU, "--json").json
+    assert result["accuracy"] == ts.accuracy(neurons.model, task).overall and result["data"] == "digits"
+    assert list(result["class_accuracy"]) == list("0123456789") and set(result["latency"]) == {"1", "64"}
+    assert result["parameters"] == 4838 and result["macs"] > 0 and 0 <= result["calibration_error"] < 0.5
+
+
+def test_evaluate_a_run_with_gates_as_a_table(torchslice, gates):
+    text = torchslice("evaluate", gates, *CPU).out
+    for part in ("accuracy", "at batch 64", "MACs", "calibration error", "all"):
+        assert part in text
 
 
 def test_a_saved_network_with_all_classes_needs_no_class_names(torchslice, tmp_path):
     path = tmp_path / "all.safetensors"
     ts.save(ts.models.create("convnet", channels=1, width=0.125), path)
-    assert 0 <= torchslice("evaluate", path, "digits", "--device", "cpu", "--json").json["accuracy"] <= 1
+    assert 0 <= torchslice("evaluate", path, "digits", *CPU, "--json").json["accuracy"] <= 1
+    ts.save(ts.models.create("convnet", num_classes=3, channels=1, width=0.125), path)
+    torchslice("evaluate", path, "digits", *CPU).refused("3 logits", "10 different classes")
 
 
-def test_a_standard_run_has_no_gates(torchslice, standard, tmp_path):
-    torchslice("slice", standard, "--by", "gates").refused(
-        "--method standard", "no gates", "--by contribution", "--method mwt"
-    )
-    path = tmp_path / "x.safetensors"
-    torchslice("extract", standard, "--classes", "3,8", "--out", path).refused("no slices yet", "--by contribution")
+def test_classes_that_the_data_do_not_have(torchslice, own, sources):
+    torchslice("evaluate", sources["artefact"][0], f"{own}:load").refused("'5'", "0, 1, 2, 3, 4")
+    torchslice("evaluate", sources["artefact"][0], f"{own}:letters").refused("'0'", "a, b")
+    torchslice("evaluate", sources["artefact"][0], f"{own}:wide").refused("1x8x8", "1x8x16")
 
 
-@pytest.mark.parametrize(
-    ("classes", "parts"),
-    [
-        ("3", ["at least two classes", "'3'"]),
-        ("3,eight", ["'eight'", "Known: 0, 1"]),
-        ("3,3", ["each once"]),
-        (",", ["at least one class"]),
-    ],
-)
-def test_extract_refuses_classes(torchslice, trained, tmp_path, classes, parts):
-    path = tmp_path / "x.safetensors"
-    torchslice("extract", trained, "--classes", classes, "--out", path, "--device", "cpu").refused(*parts)
-    assert not path.exists()
+# -- files that are not what they should be -----------------------------------------------------------------------
+def test_runs_that_are_missing_foreign_damaged_or_stale(torchslice, standard, copy_of, tmp_path):
+    folder, out = copy_of(standard), tmp_path / "x.safetensors"
+    slice_, extract = ("slice", folder, *FEW, *CPU), ("extract", folder, "--classes", "3,8", "--out", out, *CPU)
+    assert torchslice(*slice_).code == 0
+    (tmp_path / "empty").mkdir()
+    torchslice("slice", tmp_path / "empty").refused("no run", "torchslice train")
+    checkpoint, found = folder / "training" / "checkpoint.safetensors", folder / "slices.json"
+    weights, slices, recipe = checkpoint.read_bytes(), found.read_text(), json.loads((folder / "run.json").read_text())
 
-
-def test_extract_finds_an_unwritable_output_first(torchslice, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "load_data", lambda *_: pytest.fail("loaded"))
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path, tmp_path / "file" / "x.safetensors"):
-        torchslice("extract", trained, "--classes", "3,8", "--out", out).refused("cannot write", str(out))
-
-
-def test_runs_that_are_missing_foreign_damaged_or_stale(torchslice, run_copy, tmp_path):
-    extract = ("extract", run_copy, "--classes", "3,8", "--out", tmp_path / "x.safetensors", "--device", "cpu")
-    torchslice("slice", tmp_path / "nowhere").refused("no run", "torchslice train")
-    checkpoint = run_copy / "training" / "checkpoint.safetensors"
-    slices = (run_copy / "slices.json").read_text()
-    weights = checkpoint.read_bytes()
-
-    (run_copy / "slices.json").write_text(slices[:100])
+    found.write_text(slices[:100])
     torchslice(*extract).refused("slices.json", "damaged")
-    (run_copy / "slices.json").unlink()
-    torchslice(*extract).refused("no slices yet", "torchslice slice")
-    (run_copy / "slices.json").write_text(slices.replace('"weights_sha256": "', '"weights_sha256": "0'))
+    found.write_text(slices.replace('"weights_sha256": "', '"weights_sha256": "0'))
     torchslice(*extract).refused("other weights", "torchslice slice")
+    found.unlink()
+    torchslice(*extract).refused("no slices yet", "torchslice slice")
 
     checkpoint.write_bytes(weights[:1000])
-    torchslice("slice", run_copy, "--device", "cpu").refused("checkpoint.safetensors", "damaged")
+    torchslice(*slice_).refused("checkpoint.safetensors", "damaged")
     checkpoint.unlink()
-    torchslice("slice", run_copy, "--device", "cpu").refused("0 of 2 epochs")
+    torchslice(*slice_).refused("0 of 2 epochs")
     checkpoint.write_bytes(weights)
 
-    recipe = json.loads((run_copy / "run.json").read_text())
     recipe["recipe"]["model_arguments"]["width"] = 0.25
-    (run_copy / "run.json").write_text(json.dumps(recipe))
-    torchslice("slice", run_copy, "--device", "cpu").refused("does not belong to the network")
+    (folder / "run.json").write_text(json.dumps(recipe))
+    torchslice(*slice_).refused("does not belong to the network")
     recipe["fingerprint"] = "0" * 16
-    (run_copy / "run.json").write_text(json.dumps(recipe))
-    torchslice("slice", run_copy, "--device", "cpu").refused("other images", "--data-dir")
-    for text, part in (("{", "damaged"), ("[]", "damaged"), ("{}", "no 'format_version'")):
-        (run_copy / "run.json").write_text(text)
-        torchslice("slice", run_copy).refused("run.json", part)
-    (run_copy / "run.json").write_text('{"format_version": 2, "recipe": {}, "fingerprint": ""}')
-    torchslice("slice", run_copy).refused("newer torchslice")
+    (folder / "run.json").write_text(json.dumps(recipe))
+    torchslice(*slice_).refused("other samples", "--data-dir")
+    for text, part in (("{", "damaged"), ("[]", "damaged"), ("{}", "damaged"), ('{"format_version": 3}', "has no")):
+        (folder / "run.json").write_text(text)
+        torchslice(*slice_).refused("run.json", part)
+    assert not out.exists()
 
 
-def test_slice_refuses_a_threshold_above_one(torchslice, run_copy):
-    torchslice("slice", run_copy, "--threshold", 1.5, "--device", "cpu").refused("(0, 1]", "1.5")
-
-
-def test_artefacts_that_are_missing_damaged_or_for_other_data(torchslice, pair, tmp_path, wide_digits):
-    torchslice("evaluate", tmp_path / "nowhere.safetensors", "digits").refused("no file")
-    torchslice("evaluate", pair, "digist").refused("Did you mean 'digits'?")
-    torchslice("evaluate", pair, wide_digits, "--device", "cpu").refused("1x8x8", "1x8x16")
-    damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(pair.read_bytes()[:-100])
-    torchslice("evaluate", damaged, "digits").refused("damaged.safetensors")
-    damaged.write_bytes(pair.read_bytes()[:-4] + b"\1\2\3\4")
+def test_artefacts_that_are_missing_damaged_or_of_another_program(torchslice, sources, tmp_path):
+    whole, damaged = sources["artefact"][0], tmp_path / "damaged.safetensors"
+    torchslice("evaluate", tmp_path / "nowhere.safetensors", "digits").refused("no file", "nowhere.safetensors")
+    damaged.write_bytes(whole.read_bytes()[:-100])
+    torchslice("evaluate", damaged, "digits").refused("damaged.safetensors", "whole")
+    damaged.write_bytes(whole.read_bytes()[:-4] + b"\1\2\3\4")
     torchslice("evaluate", damaged, "digits").refused("does not match its hash")
+    torchslice("evaluate", sources["safetensors"][-1], "digits").refused("another program")
 
 
-def test_classes_that_the_data_do_not_have(torchslice, tmp_path):
-    path = tmp_path / "pets.safetensors"
-    model = ts.models.create("convnet", num_classes=2, channels=1, width=0.125)
-    ts.save(model, path, classes=["cat", "dog"])
-    torchslice("evaluate", path, "digits").refused("'cat'", "Known: 0, 1")
-
-
-@pytest.fixture
-def wide_digits(tmp_path, monkeypatch):
-    """Name of a data set of one's own: the digits, twice as wide."""
-    text = (
-        "import dataclasses, torchslice as ts\n"
-        "def load():\n"
-        "    data = ts.data.load('digits')\n"
-        "    wide = {n: ts.data.Split(s.images.repeat(1, 1, 1, 2), s.labels) for n, s in vars(data).items()\n"
-        "            if isinstance(s, ts.data.Split)}\n"
-        "    return dataclasses.replace(data, **wide)\n"
+def test_weights_that_do_not_fit(torchslice, sources, tmp_path):
+    *model, _, weights = sources["pt"]
+    common = ("--weights", weights, *CPU)
+    torchslice("evaluate", "convnet", "digits", *common).refused(
+        "'features.0.0.weight'", "[4, 1, 3, 3]", "[32, 1, 3, 3]"
     )
-    (tmp_path / "wide_digits_for_a_test.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    return "wide_digits_for_a_test:load"
+    torchslice("evaluate", *model, "--weights", sources["artefact"][0]).refused("whole network that torchslice saved")
+    (tmp_path / "text.pt").write_text("no tensors")
+    torchslice("evaluate", *model, "--weights", tmp_path / "text.pt").refused("not a file of tensors alone")

@@ -1,4 +1,6 @@
-"""Data sets by name: built in, through torchvision, from a function."""
+"""Data sets by name: built in, through torchvision, from a function of the user's."""
+
+from __future__ import annotations
 
 import gzip
 import struct
@@ -12,7 +14,7 @@ import torch
 from torchslice import data
 from torchslice.data import sources
 from torchslice.errors import TorchsliceError
-from torchslice.vision import import_torchvision
+from torchslice.imports import import_torchvision
 
 
 def write_mnist(folder: Path, name: str = "MNIST", *, train: int = 40, test: int = 20) -> Path:
@@ -20,10 +22,12 @@ def write_mnist(folder: Path, name: str = "MNIST", *, train: int = 40, test: int
     raw = folder / name / "raw"
     raw.mkdir(parents=True)
     for part, count in (("train", train), ("t10k", test)):
-        numbers = np.arange(count, dtype=np.uint8)
+        numbers = (np.arange(count) % 256).astype(np.uint8)
         images = np.broadcast_to(numbers[:, None, None], (count, 28, 28)).tobytes()
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, count, 28, 28) + images)
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, count) + (numbers % 10).tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2I", 0x801, count) + (np.arange(count) % 10).astype(np.uint8).tobytes()
+        )
     return raw
 
 
@@ -35,14 +39,15 @@ def test_digits_are_built_in_and_balanced():
     for split in (digits.train, digits.validation, digits.test):
         counts = split.labels.bincount()
         assert counts.max() - counts.min() <= 7
-    assert not digits.flip and digits.crop_padding == 0
+    assert not digits.train.flip and digits.train.crop_padding == 0
+    assert digits.preprocessing["input_shape"] == [1, 8, 8]
 
 
-def test_the_seed_and_the_share_choose_the_validation_split():
+def test_the_seed_and_the_fraction_choose_the_validation_split():
     first, again, other = (data.load("digits", seed=seed) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert torch.equal(first.test.images, other.test.images)
-    assert len(data.load("digits", validation_share=0.5).validation) == 719
+    assert len(data.load("digits", validation_fraction=0.5).validation) == 719
 
 
 def test_names_lists_every_data_set():
@@ -52,7 +57,7 @@ def test_names_lists_every_data_set():
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
 def test_mnist_files_are_read_as_they_are(tmp_path, name, folder):
     write_mnist(tmp_path, folder)
-    loaded = data.load(name, tmp_path, download=False, validation_share=0.25)
+    loaded = data.load(name, tmp_path, download=False, validation_fraction=0.25)
     assert [len(loaded.train), len(loaded.validation), len(loaded.test)] == [30, 10, 20]
     assert loaded.test.images[:, 0, 5, 5].tolist() == list(range(20))
     assert loaded.test.labels.tolist() == [i % 10 for i in range(20)]
@@ -67,9 +72,9 @@ def test_colour_images_become_channels_first(layout):
         data = images if layout == "[n, 3, H, W]" else images.transpose(0, 2, 3, 1)
         targets = [0, 1, 2, 3, 4]
 
-    split = sources._to_split(Dataset())
+    split = sources._to_images(Dataset(), 2, True)
     assert split.images.is_contiguous() and np.array_equal(split.images.numpy(), images)
-    assert split.labels.tolist() == [0, 1, 2, 3, 4]
+    assert split.labels.tolist() == [0, 1, 2, 3, 4] and split.flip and split.crop_padding == 2
 
 
 def test_the_folder_comes_from_the_environment_or_the_home(tmp_path, monkeypatch):
@@ -90,12 +95,12 @@ def test_missing_files_are_an_error_that_says_where_they_belong(tmp_path, name):
         data.load(name, tmp_path, download=False)
     text = str(caught.value)
     assert text.startswith(f"data set {name!r} could not be read (") and f"Expected: {tmp_path}/" in text
-    assert "Put the files there" in text and "--data-dir" in text and "\n" not in text
+    assert "Put the files there" in text and "data_dir=" in text and "\n" not in text
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pairs_of_digits_are_a_hundred_classes(tmp_path):
-    write_mnist(tmp_path)
+    write_mnist(tmp_path, train=1500)
     single, pairs = (data.load(name, tmp_path, download=False) for name in ("mnist", "mnist-pairs"))
     assert len(pairs.classes) == 100 and pairs.classes[7] == "07" and pairs.classes[42] == "42"
     assert pairs.test.images.shape == (20, 1, 14, 28)
@@ -119,7 +124,7 @@ def test_damaged_files_are_an_error(tmp_path, damage):
         images.write_bytes(gzip.compress(b"something else entirely"))
     else:
         labels.write_bytes(labels.read_bytes()[:-1] + b"\x63")
-    with pytest.raises(TorchsliceError, match=r"data set 'mnist'"):
+    with pytest.raises(TorchsliceError, match="mnist"):
         data.load("mnist", tmp_path, download=False)
 
 
@@ -197,7 +202,7 @@ def test_bad_names_and_options_are_explained():
         data.load("folder:x", image_siz=8)
 
 
-def test_a_function_of_the_user_gives_data(tmp_path, monkeypatch):
+def test_a_function_of_the_user_gives_a_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -209,9 +214,7 @@ def test_a_function_of_the_user_gives_data(tmp_path, monkeypatch):
     try:
         assert len(data.load("own_data:small").train) == 50
         assert len(data.load("own_data:small", count=20).train) == 20
-        with pytest.raises(
-            TorchsliceError, match="'own_data:wrong' returned a int; it must return a torchslice.data.Data"
-        ):
+        with pytest.raises(TorchsliceError, match="'own_data:wrong' returned a int; it must return a Task, such as"):
             data.load("own_data:wrong")
         with pytest.raises(TorchsliceError, match="Did you mean 'small'"):
             data.load("own_data:smal")
@@ -231,5 +234,5 @@ def test_the_real_data_sets(real_data_dir, name, shape, counts, mean):
     loaded = data.load(name, real_data_dir, download=False)
     assert loaded.train.images.shape[1:] == shape
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == counts
-    assert loaded.mean == pytest.approx(mean, abs=5e-4)
+    assert tuple(loaded.preprocessing["mean"]) == pytest.approx(mean, abs=5e-4)
     assert len(loaded.classes) == 10 and loaded.test.labels.bincount().min() >= 890

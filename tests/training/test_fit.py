@@ -1,212 +1,293 @@
-"""The training loop: it learns, it resumes to the bit, and it says what is wrong."""
+"""The training loop: it learns, and it says what is wrong before it begins."""
 
 from __future__ import annotations
 
-import json
+import copy
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.training.tiny import assert_equal, state, tiny_data, tiny_net
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from tests.battery.zoo import Dictionary, TwoInputs
+from tests.nets import assert_equal, state, tiny_net, tiny_task
+from torchslice.data import task as make_task
 from torchslice.errors import TorchsliceError
-from torchslice.training import accuracy, choose_placement, cross_entropy, fit
-from torchslice.training.fit import cosine
+from torchslice.training import CrossEntropy, Training, accuracy, finetune, fit, predict
 
-QUIET = {"batch_size": 8, "device": "cpu", "precision": "fp32", "progress": False}
-
-
-def interrupted_after(epochs, *, steps=3):
-    """An objective that is interrupted by Ctrl-C in the step after `epochs` epochs."""
-    calls = iter(range(10**6))
-
-    def objective(model, images, labels):
-        if next(calls) == epochs * steps + 1:
-            raise KeyboardInterrupt
-        return cross_entropy(model, images, labels)
-
-    objective.__module__, objective.__qualname__ = cross_entropy.__module__, cross_entropy.__qualname__
-    return objective
+QUIET = Training(epochs=1, batch_size=8, device="cpu", precision="fp32", progress=False)
 
 
 def test_it_learns_and_tells():
-    model, data = tiny_net(), tiny_data(48)
-    rows = fit(model, data, epochs=8, **QUIET)
+    model, task = tiny_net(), tiny_task(48)
+    rows = fit(model, task, replace(QUIET, epochs=8))
     assert [row["epoch"] for row in rows] == list(range(1, 9))
-    keys = ["epoch", "learning_rate", "loss", "train_accuracy", "validation_accuracy", "seconds"]
-    assert list(rows[0]) == keys
+    assert set(rows[0]) == {
+        *("epoch", "learning_rate", "loss", "train_accuracy", "validation_accuracy", "steps", "seconds"),
+    }
+    assert rows[0]["learning_rate"] == 0.05 and [row["steps"] for row in rows] == [6 * e for e in range(1, 9)]
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["validation_accuracy"] > 0.6
-    assert rows[-1]["validation_accuracy"] == accuracy(model, data, data.validation)
-    assert not model.training
+    assert rows[-1]["validation_accuracy"] == accuracy(model, task, "validation").overall
+    assert not any(module.training for module in model.modules()) and all(p.is_contiguous() for p in model.parameters())
 
 
-def test_one_step_is_nesterov_with_the_cosine_rate():
-    data, model, literal = tiny_data(16, flip=False, crop_padding=0), tiny_net(norm=False), tiny_net(norm=False)
-    fit(model, data, epochs=2, learning_rate=0.1, weight_decay=0.01, **{**QUIET, "batch_size": 16})
-    images, labels = data.normalise(data.train.images), data.train.labels  # one batch: the order plays no part
+def plain_batch():
+    task = tiny_task(16, flip=False, crop_padding=0)
+    return task, *next(task.batches("train", 16))  # one batch: the order plays no part
+
+
+def test_one_step_is_nesterov_with_the_cosine_rate_and_decay_of_weights_only():
+    (task, images, labels), model, literal = plain_batch(), tiny_net(norm=False), tiny_net(norm=False)
+    fit(model, task, replace(QUIET, epochs=2, learning_rate=0.1, weight_decay=0.01, batch_size=16))
     velocity = [torch.zeros_like(p) for p in literal.parameters()]
     for step in range(2):
         gradients = torch.autograd.grad(F.cross_entropy(literal(images), labels), list(literal.parameters()))
         with torch.no_grad():
             for p, g, v in zip(literal.parameters(), gradients, velocity, strict=True):
-                g = g + 0.01 * p
+                g = g + 0.01 * p * (p.dim() > 1)
                 v.mul_(0.9).add_(g)
                 p.sub_((0.1, 0.05)[step] * (g + 0.9 * v))
     for name, tensor in state(literal).items():
         torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
 
 
-def test_the_rate_follows_half_a_cosine():
-    assert [round(cosine(0.2, s, 4), 6) for s in range(5)] == [0.2, 0.170711, 0.1, 0.029289, 0.0]
+def test_one_step_of_adamw_with_label_smoothing_by_hand():
+    (task, images, labels), model, literal = plain_batch(), tiny_net(norm=False), tiny_net(norm=False)
+    fit(model, task, replace(QUIET, learning_rate=0.01, optimizer="adamw", label_smoothing=0.2, batch_size=16))
+    loss = F.cross_entropy(literal(images), labels, label_smoothing=0.2)
+    for (name, p), g in zip(literal.named_parameters(), torch.autograd.grad(loss, literal.parameters()), strict=True):
+        # after one step both moments, with their bias taken out, are g and g^2
+        expected = p.detach() - 0.01 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(model.get_parameter(name), expected, msg=name, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stop", [0, 1, 2])
-def test_resuming_is_bit_equal_to_never_stopping(tmp_path, precision, stop):
-    data, arguments = tiny_data(), {**QUIET, "precision": precision, "epochs": 3}
-    whole = tiny_net(dropout=0.5)
-    rows = fit(whole, data, **arguments)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        fit(tiny_net(dropout=0.5), data, objective=interrupted_after(stop), folder=tmp_path / "run", **arguments)
-    assert f"the first {stop} of 3 epochs are in" in caught.value.__notes__[0]
-    resumed = tiny_net(dropout=0.5, seed=1)  # other weights, replaced by those of the checkpoint
-    if stop == 0:
-        resumed = tiny_net(dropout=0.5)
-    torch.manual_seed(99)
-    resumed_rows = fit(resumed, data, folder=tmp_path / "run", **arguments)
-    assert_equal(state(whole), state(resumed))
-    assert [row["loss"] for row in rows] == [row["loss"] for row in resumed_rows]
+@pytest.mark.parametrize(("kind", "keep"), [(TwoInputs, tuple), (Dictionary, dict)])
+def test_inputs_of_any_structure(kind, keep):
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    image, attributes = torch.randn(60, 3, 8, 8) + labels[:, None, None, None], torch.randn(60, 5)
+    inputs = {"attributes": attributes, "image": image} if keep is dict else (image, attributes)
+    task = make_task(lambda: [(inputs, labels)])
+    model = kind(num_classes=3)
+    rows = fit(model, task, replace(QUIET, epochs=8, learning_rate=0.1))
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2 and accuracy(model, task).overall > 0.8
 
 
-def test_a_finished_run_is_loaded_and_its_metrics_are_readable(tmp_path):
-    data, model, again = tiny_data(), tiny_net(), tiny_net(seed=1)
-    rows = fit(model, data, epochs=2, folder=tmp_path, **QUIET)
-    assert fit(again, data, epochs=2, folder=tmp_path, **QUIET) == rows
-    assert_equal(state(model), state(again))
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
+def test_output_picks_the_logits():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net()
+
+        def forward(self, x):
+            return x, self.net(x)
+
+    one, other, task = Both(), tiny_net(), tiny_task()
+    rows = fit(one, task, QUIET, output=lambda result: result[1])
+    assert rows[0]["loss"] == fit(other, task, QUIET)[0]["loss"]
+    assert_equal(state(one.net), state(other))
 
 
-def test_other_arguments_do_not_resume(tmp_path):
-    data = tiny_data()
-    fit(tiny_net(), data, epochs=1, folder=tmp_path, **QUIET)
-    model = tiny_net(seed=1)
-    before = state(model)
-    with pytest.raises(TorchsliceError, match=r"epochs was 1, now 2; learning_rate was 0.05, now 0.1.*another folder"):
-        fit(model, data, epochs=2, learning_rate=0.1, folder=tmp_path, **QUIET)
-    with pytest.raises(TorchsliceError, match="objective was"):
-        fit(model, data, epochs=1, objective=lambda *a: cross_entropy(*a), folder=tmp_path, **QUIET)
-    with pytest.raises(TorchsliceError, match="data was"):
-        fit(model, tiny_data(30), epochs=1, folder=tmp_path, **QUIET)
-    with pytest.raises(TorchsliceError, match=r"is of another model: .* missing in the"):
-        fit(tiny_net(norm=False), data, epochs=1, folder=tmp_path, **QUIET)
-    assert_equal(before, state(model))
+def test_batches_of_few_classes():
+    seen = []
+
+    def objective(model, inputs, labels):
+        seen.append(len(labels.unique()))
+        return CrossEntropy()(model, inputs, labels)
+
+    fit(tiny_net(), tiny_task(48), replace(QUIET, epochs=3), objective=objective, classes_per_batch=[2])
+    assert set(seen) == {2} and len(seen) == 18
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_a_damaged_checkpoint_is_named(tmp_path, content):
-    data, path = tiny_data(), tmp_path / "checkpoint.safetensors"
-    fit(tiny_net(), data, epochs=1, folder=tmp_path, **QUIET)
-    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
-    with pytest.raises(TorchsliceError, match=r"checkpoint.safetensors is damaged.*Delete it"):
-        fit(tiny_net(), data, epochs=1, folder=tmp_path, **QUIET)
+def test_the_objective_may_look_at_fewer_samples_and_have_parts():
+    def halves(model, inputs, labels):
+        loss, correct, _ = CrossEntropy()(model, inputs, labels)
+        return loss, correct[:2], {"half": loss / 2}
+
+    rows = fit(tiny_net(), tiny_task(), QUIET, objective=halves)
+    assert rows[0]["half"] == pytest.approx(rows[0]["loss"] / 2)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TorchsliceError, match="cannot write"):
-        fit(tiny_net(), tiny_data(), epochs=1, folder=tmp_path / "file", **QUIET)
+def test_the_bar_is_on_standard_error_or_not_at_all(capsys):
+    def halves(model, inputs, labels):
+        loss, correct, _ = CrossEntropy()(model, inputs, labels)
+        return loss, correct, {"half": loss / 2}
+
+    fit(tiny_net(), tiny_task(), replace(QUIET, progress=True), objective=halves)
+    out, err = capsys.readouterr()
+    assert not out and "epoch 1/1" in err and "half" in err
+    fit(tiny_net(), tiny_task(), QUIET)
+    assert capsys.readouterr() == ("", "")
 
 
-def test_interrupted_without_a_folder_says_so():
-    with pytest.raises(KeyboardInterrupt) as caught:
-        fit(tiny_net(), tiny_data(), epochs=1, objective=interrupted_after(0), **QUIET)
-    assert "give a folder to be able to resume" in caught.value.__notes__[0]
+def loss_and(*rest):
+    return lambda model, inputs, labels: (CrossEntropy()(model, inputs, labels)[0], *rest)
+
+
+RIGHT = torch.ones(8, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda model, inputs, labels: F.cross_entropy(model(inputs), labels),
+        loss_and(RIGHT),
+        loss_and(RIGHT, None),
+        loss_and(RIGHT[:0], {}),
+        loss_and(RIGHT, {"loss": torch.tensor(1.0)}),
+        lambda model, inputs, labels: (torch.tensor(1.0), RIGHT, {}),
+        lambda model, inputs, labels: (F.cross_entropy(model(inputs), labels, reduction="none"), RIGHT, {}),
+    ],
+)
+def test_an_objective_of_another_form_is_named(objective):
+    with pytest.raises(TorchsliceError, match=r"objective .*\(loss, correct, parts\)"):
+        fit(tiny_net(), tiny_task(), QUIET, objective=objective)
+
+
+def test_a_part_may_be_a_number():
+    assert fit(tiny_net(), tiny_task(), QUIET, objective=loss_and(RIGHT, {"weight": 0.5}))[0]["weight"] == 0.5
+
+
+def test_a_look_must_tell_the_validation_accuracy():
+    with pytest.raises(TorchsliceError, match="validation_accuracy"):
+        fit(tiny_net(), tiny_task(), QUIET, keep="best", look=lambda network: {"loss": 1.0})
+
+
+def test_a_loader_in_place_of_a_task_is_named():
+    loader = DataLoader(TensorDataset(torch.zeros(9, 1, 6, 6), torch.zeros(9).long()))
+    for verb in (fit, finetune, accuracy, predict):
+        with pytest.raises(TorchsliceError, match=r"expected a Task, got DataLoader.*data\.task\("):
+            verb(tiny_net(), loader)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice():
-    def explode(model, images, labels):
-        loss, right, parts = cross_entropy(model, images, labels)
-        return loss * float("inf"), right, parts
+    def explode(model, inputs, labels):
+        loss, correct, parts = CrossEntropy()(model, inputs, labels)
+        return loss * float("inf"), correct, parts
 
     with pytest.raises(TorchsliceError, match=r"no longer finite in epoch 1. Lower learning_rate \(now 0.05\)"):
-        fit(tiny_net(), tiny_data(), objective=explode, epochs=1, **QUIET)
+        fit(tiny_net(), tiny_task(), QUIET, objective=explode)
 
 
-def test_the_test_split_is_never_looked_at(monkeypatch):
-    data = tiny_data()
-    object.__setattr__(data, "test", None)
-    fit(tiny_net(), data, epochs=1, **QUIET)
-
-
-def test_a_loss_may_have_parts_and_the_bar_shows_them(capsys):
-    def halves(model, images, labels):
-        loss, right, _ = cross_entropy(model, images, labels)
-        return loss, right, {"half": loss / 2}
-
-    rows = fit(tiny_net(), tiny_data(), objective=halves, epochs=1, **{**QUIET, "progress": True})
-    assert rows[0]["half"] == pytest.approx(rows[0]["loss"] / 2)
-    out, err = capsys.readouterr()
-    assert not out and "epoch 1/1" in err and "half" in err
-    fit(tiny_net(), tiny_data(), epochs=1, **QUIET)
-    assert capsys.readouterr() == ("", "")
+def test_the_test_split_is_never_scored(monkeypatch):
+    task = tiny_task()
+    read = []
+    real = type(task.test).read
+    monkeypatch.setattr(
+        type(task.test),
+        "read",
+        lambda self, batches, **o: real(self, [read.append((self, b)) or b for b in batches], **o),
+    )
+    fit(tiny_net(), task, QUIET)
+    assert sum(len(rows) for split, rows in read if split is task.test) <= 1  # one sample, to see that its inputs fit
+    assert any(split is task.validation for split, _ in read)
 
 
 def test_the_random_state_of_the_user_is_left_alone():
     model = tiny_net(dropout=0.5)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    fit(model, tiny_data(), epochs=1, **QUIET)
+    fit(model, tiny_task(), QUIET)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_weights_come_back_in_ordinary_memory():
-    model = tiny_net()
-    fit(model, tiny_data(), epochs=1, **QUIET)
-    assert all(p.is_contiguous() for p in model.parameters())
+def test_the_seed_decides_and_nothing_else():
+    def trained(seed):
+        torch.manual_seed(torch.seed())
+        model = tiny_net(dropout=0.5)
+        fit(model, tiny_task(), replace(QUIET, seed=seed))
+        return state(model)
 
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be a number above 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0"),
-        ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
-        ({"weight_decay": -1.0}, "weight_decay must be 0 or more"),
-        ({"precision": "fp8"}, "unknown precision 'fp8'; choose one of auto, fp32, bf16"),
-        ({"device": "abacus"}, "device 'abacus' cannot be used"),
-    ],
-)
-def test_bad_arguments_are_named(given, message):
-    with pytest.raises(TorchsliceError, match=message):
-        fit(tiny_net(), tiny_data(), **{"epochs": 1, **QUIET, **given})
-
-
-def test_models_that_cannot_be_trained_here_are_refused():
-    data = tiny_data()
-    with pytest.raises(TorchsliceError, match=r"wrapped \(DataParallel\); pass model.module"):
-        fit(nn.DataParallel(tiny_net()), data, epochs=1, **QUIET)
-    with pytest.raises(TorchsliceError, match=r"output for 2 images of tiny is \[2, 5\]; needed are logits \[2, 3\]"):
-        fit(tiny_net()[:-1], data, epochs=1, **QUIET)
-    with pytest.raises(TorchsliceError, match="cannot take the 1x6x6 images of tiny"):
-        fit(nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), data, epochs=1, **QUIET)
-    with pytest.raises(TorchsliceError, match="no parameter that requires a gradient"):
-        fit(tiny_net().requires_grad_(False), data, epochs=1, **QUIET)
+    one, same, other = trained(1), trained(1), trained(2)
+    assert_equal(one, same)
+    assert not torch.equal(one["0.weight"], other["0.weight"])
 
 
 def test_frozen_parameters_stay():
     model = tiny_net()
     model[0].requires_grad_(False)
     before = state(model)
-    fit(model, tiny_data(), epochs=1, **QUIET)
+    fit(model, tiny_task(), QUIET)
     assert torch.equal(model[0].weight, before["0.weight"])
     assert not torch.equal(model[3].weight, before["3.weight"])
 
 
-def test_automatic_placement_names_what_it_chose():
-    chosen = choose_placement()
-    assert chosen.precision in ("fp32", "bf16") and chosen.device.type in ("cpu", "cuda")
-    with choose_placement("cpu", "bf16").autocast():
-        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
+def named(**inputs):
+    return make_task((inputs, torch.arange(60) % 3))
+
+
+IMAGE, ATTRIBUTES = torch.zeros(60, 3, 8, 8), torch.zeros(60, 5)
+REFUSED = {
+    "a wrapped model": (lambda: nn.DataParallel(tiny_net()), tiny_task, "wrapped (DataParallel); pass model.module"),
+    "features": (
+        lambda: tiny_net()[:-1],
+        tiny_task,
+        "output for 2 samples of tiny is a tensor float32 [2, 5]; needed are logits [2, 3], one for each class",
+    ),
+    "another number of classes": (
+        tiny_net,
+        lambda: tiny_task().restrict(["class 0", "class 1"]),
+        "needed are logits [2, 2]",
+    ),
+    "another size": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(7, 3)),
+        tiny_task,
+        "cannot take the inputs of tiny (a tensor float32 [2, 1, 6, 6])",
+    ),
+    "a missing leaf": (lambda: Dictionary(3), lambda: named(image=IMAGE), "attributes"),
+    "a leaf too many": (
+        lambda: Dictionary(3),
+        lambda: named(image=IMAGE, attributes=ATTRIBUTES, age=ATTRIBUTES),
+        "age",
+    ),
+    "a leaf of another size": (lambda: Dictionary(3), lambda: named(image=IMAGE, attributes=ATTRIBUTES[:, 1:]), "task"),
+    "a tuple for a dictionary": (
+        lambda: Dictionary(3),
+        lambda: make_task(lambda: [((IMAGE, ATTRIBUTES), torch.arange(60) % 3)]),
+        "task",
+    ),
+    "nothing to train": (lambda: tiny_net().requires_grad_(False), tiny_task, "requires? a gradient"),
+    "an exception without a text": (lambda: Silent(), tiny_task, "RuntimeError"),
+    "an assertion without a text": (lambda: Silent(AssertionError), tiny_task, "AssertionError"),
+}
+
+
+class Silent(nn.Module):
+    def __init__(self, kind=RuntimeError):
+        super().__init__()
+        self.kind, self.weight = kind, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        raise self.kind
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_fit_is_refused_before_anything_is_trained(kind):
+    make, data, text = REFUSED[kind]
+    model, task = make(), data()
+    before = copy.deepcopy(model.state_dict())
+    pattern = text if "|" in text or "?" in text else re.escape(text)
+    with pytest.raises(TorchsliceError, match=pattern) as caught:
+        fit(model, task, QUIET)
+    assert "\n" not in str(caught.value)
+    assert_equal(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": "first"}, "keep must be one of last, best, got 'first'"),
+        ({"classes_per_batch": [2, 9]}, "a batch has samples of 2 to 3 classes; got 9"),
+        (
+            {"training": replace(QUIET, label_smoothing=0.1), "objective": CrossEntropy()},
+            "label_smoothing belongs to the",
+        ),
+        ({"training": replace(QUIET, device="abacus")}, "device 'abacus' cannot be used"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(TorchsliceError, match=message):
+        fit(tiny_net(), tiny_task(), **{"training": QUIET, **options})

@@ -1,53 +1,64 @@
-"""Networks run in the memory format that suits them, everywhere."""
+"""Networks run where they are told to and in the memory format that suits them."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from tests.training.tiny import tiny_data, tiny_net
 from torch import nn
 
-from torchslice.training import fit
-from torchslice.training.placement import fast_format
-from torchslice.use.evaluate import predict_logits
-from torchslice.use.finetune import finetune
-from torchslice.use.recalibrate import recalibrate
-
-QUIET = {"device": "cpu", "progress": False}
+from tests.nets import Viewed, tiny_net, tiny_task
+from torchslice.errors import TorchsliceError
+from torchslice.judge import recalibrate
+from torchslice.training import Training, finetune, fit, predict
+from torchslice.training.placement import choose_placement, fast_format, in_format
 
 
-class Viewed(nn.Module):
-    """It flattens with `view`, which channels_last memory does not allow."""
+def test_automatic_placement_names_what_it_chose():
+    chosen = choose_placement()
+    assert chosen.precision in ("fp32", "bf16") and chosen.device.type in ("cpu", "cuda")
+    with choose_placement("cpu", "bf16").autocast():
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
 
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-        self.head = nn.Linear(4 * 36, 3)
 
-    def forward(self, images):
-        return self.head(self.features(images).view(len(images), -1))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("cpu", "fp8"), "unknown precision 'fp8'.*Known: auto, fp32, bf16"),
+        (("abacus", "fp32"), "device 'abacus' cannot be used .*Choose auto, cpu or cuda"),
+        (("cuda:999", "fp32"), "device 'cuda:999' cannot be used"),
+    ],
+)
+def test_an_impossible_choice_is_named(given, message):
+    with pytest.raises(TorchsliceError, match=message) as caught:
+        choose_placement(*given)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_network_that_flattens_with_view_goes_all_the_way():
-    data, model = tiny_data(), Viewed()
-    rows = fit(model, data, epochs=3, batch_size=8, **QUIET)
+    task, training = tiny_task(), Training(epochs=3, batch_size=8, device="cpu", progress=False)
+    rows = fit(model := Viewed(), task, training)
     assert rows[-1]["loss"] < rows[0]["loss"]
-    model = finetune(model, data, epochs=1, batch_size=8, **QUIET).model
-    images = data.normalise(data.train.images)
-    model = recalibrate(model, images)
-    logits = predict_logits(model, data, split="train")
+    model = recalibrate(finetune(model, task, training).model, task)
+    (inputs, _) = next(task.batches("train", 100))
     with torch.no_grad():
-        assert (logits - model(images)).abs().max() < 1e-5
+        assert (predict(model, task, "train") - model(inputs)).abs().max() < 1e-5
 
 
 def test_the_format_is_channels_last_where_the_network_runs_in_it():
-    data = tiny_data()
-    images = data.example.expand(2, 3, 6, 6).contiguous()
+    task = tiny_task()
+    images = task.example.expand(2, 3, 6, 6).contiguous()
     assert fast_format(nn.Conv2d(3, 4, 3), images) == torch.channels_last
-    assert fast_format(Viewed(), data.example) == torch.contiguous_format
+    assert fast_format(Viewed(), task.example) == torch.contiguous_format
     assert fast_format(nn.Linear(6, 2), torch.zeros(2, 6)) == torch.contiguous_format
     seen = []
     model = tiny_net()
     model[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].stride()))
-    predict_logits(model, data)
+    predict(model, task)
     assert set(seen) == {(36, 1, 6, 1)}
+
+
+def test_only_images_of_some_inputs_change_their_format():
+    image, rest = torch.zeros(2, 3, 4, 4), torch.zeros(2, 5)
+    both = in_format({"image": image, "rest": (rest, "text")}, torch.channels_last)
+    assert both["image"].is_contiguous(memory_format=torch.channels_last) and not both["image"].is_contiguous()
+    assert both["rest"] == (rest, "text")

@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tests.training.tiny import state, tiny_data, tiny_net
 from torch.nn.parallel import DistributedDataParallel
 
-from torchslice import modular
+from tests.data.test_samples import Squares
+from tests.nets import state, tiny_net, tiny_task
+from torchslice.data import Samples
+from torchslice.data import task as make_task
 from torchslice.errors import TorchsliceError
-from torchslice.training import fit
+from torchslice.find import gates, subtasks
+from torchslice.graph.find import find_neurons
+from torchslice.training import Training, fit
 from torchslice.training.ranks import Ranks, current_ranks, sum_over_ranks
 
-ARGUMENTS = {"batch_size": 8, "epochs": 2, "device": "cpu", "precision": "fp32", "progress": False}
+TRAINING = Training(epochs=2, batch_size=8, device="cpu", precision="fp32", progress=False)
+KINDS = ("plain", "best", "files", "gates", "sub-tasks")
 
 
-def train_both(folder: Path | None) -> dict[str, dict]:
-    """Train a plain and a modular network and find class slices, in however many processes there are."""
-    data, plain, gated = (
-        tiny_data(25),
-        tiny_net(norm=False),
-        modular.attach_gates(tiny_net(norm=False), tiny_data().example),
-    )
-    rows = fit(plain, data, folder=folder, **ARGUMENTS)
-    modular_rows = fit(gated, data, objective=modular.objective(), **ARGUMENTS)
-    slices = modular.class_slices(gated, data, device="cpu", progress=False)
+class Square(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.head = torch.nn.Linear(1, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, number, square):
+        return self.head(torch.tanh(self.hidden(square / 500)))
+
+
+def train_all(folder: Path | None) -> dict[str, dict]:
+    """Train networks in several ways and find class slices, in however many processes there are."""
+    task, networks = tiny_task(25), {kind: tiny_net(norm=False) for kind in ("plain", "best", "sub-tasks")}
+    adamw, rows = replace(TRAINING, optimizer="adamw", learning_rate=0.01), {}
+    rows["plain"] = fit(networks["plain"], task, TRAINING, folder=folder)
+    rows["best"] = fit(networks["best"], task, adamw, keep="best")
+    files = Samples(Squares(36), torch.arange(36), torch.arange(36) % 3, workers=1)
+    networks["files"] = Square()
+    rows["files"] = fit(networks["files"], make_task(files, validation_fraction=0.2), TRAINING)
+    networks["gates"] = gates.attach(find_neurons(tiny_net(norm=False), task.example, classes=task.classes))
+    rows["gates"] = fit(networks["gates"], task, TRAINING, objective=gates.objective())
+    slices = gates.class_slices(networks["gates"], task, progress=False)
+    neurons = find_neurons(networks["sub-tasks"], task.example, classes=task.classes)
+    parts = {name: neurons.random(0.6, seed=seed) for seed, name in enumerate(task.classes)}
+    objective = subtasks.objective(neurons, parts)
+    rows["sub-tasks"] = fit(neurons.model, task, TRAINING, objective=objective, classes_per_batch=[2, 3])
     masks = {f"{label} {layer}": mask for label, part in slices.items() for layer, mask in part.masks.items()}
-    return {"plain": state(plain), "gated": state(gated), "masks": masks, "rows": [*rows, *modular_rows]}
+    return {**{kind: state(networks[kind]) for kind in KINDS}, "masks": masks, "rows": rows}
 
 
 def worker(rank: int, folder: str) -> None:
@@ -43,44 +65,39 @@ def worker(rank: int, folder: str) -> None:
     (sum_over_ranks(x) ** 2).sum().backward()
     ranks = current_ranks(torch.device("cpu"))
     exchanged = {"rank": ranks.rank, "gradient": x.grad, "total": ranks.sum(x.detach().clone())}
-    torch.save({**train_both(Path(folder, "run")), **exchanged}, f"{folder}/{rank}.pt")
+    torch.save({**train_all(Path(folder, "run")), **exchanged}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    mp.spawn(worker, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)], folder
-
-
-def test_the_processes_end_with_the_same_network(two):
-    (first, second), folder = two
-    for kind in ("plain", "gated", "masks"):
-        for name in first[kind]:
-            assert torch.equal(first[kind][name], second[kind][name]), name
-    assert sorted(path.name for path in (folder / "run").iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
-
-
-def test_two_processes_train_what_one_does(two):
-    (first, _), _ = two
-    start, one = state(tiny_net(norm=False)), train_both(None)
-    assert not torch.allclose(one["plain"]["0.weight"], start["0.weight"], atol=1e-3)  # it did train
-    for kind in ("plain", "gated"):
+def test_two_processes_train_and_find_exactly_what_one_does(tmp_path):
+    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    one, wrong = train_all(None), []
+    for kind in KINDS:
+        start = state(Square() if kind == "files" else tiny_net(norm=False))
+        trained = {name.removeprefix("model."): tensor for name, tensor in one[kind].items()}
+        moved = [
+            not torch.allclose(trained[name], tensor, atol=1e-4) for name, tensor in start.items() if name in trained
+        ]
+        assert any(moved), kind
         for name, tensor in one[kind].items():
-            torch.testing.assert_close(first[kind][name], tensor, rtol=1e-4, atol=1e-5, msg=f"{kind} {name}")
+            assert torch.equal(first[kind][name], second[kind][name]), f"{kind} {name}"
+            if not torch.allclose(first[kind][name], tensor, rtol=1e-4, atol=1e-5):
+                wrong.append(f"{kind} {name}")
+        for row, expected in zip(first["rows"][kind], one["rows"][kind], strict=True):
+            assert row.keys() == expected.keys()
+            wrong += [
+                f"{kind}: {k} {row[k]}, alone {v}"
+                for k, v in expected.items()
+                if k != "seconds" and row[k] != pytest.approx(v, rel=1e-4)
+            ]
     for name, mask in one["masks"].items():
-        assert torch.equal(first["masks"][name], mask), name
-    for row, expected in zip(first["rows"], one["rows"], strict=True):
-        for key in set(expected) - {"seconds"}:
-            assert row[key] == pytest.approx(expected[key], rel=1e-4), key
-
-
-def test_sums_carry_the_gradient_that_averaging_needs(two):
+        assert torch.equal(first["masks"][name], mask) and torch.equal(second["masks"][name], mask), name
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
     # loss = (x0 + x1)^2 = 9; d loss / d x = 2 * 3, times 2 processes
-    for rank, result in enumerate(two[0]):
-        assert result["rank"] == rank
-        assert result["total"].item() == 3 and result["gradient"].item() == 12
+    for rank, result in enumerate((first, second)):
+        assert (result["rank"], result["total"].item(), result["gradient"].item()) == (rank, 3, 12)
+    assert not wrong, wrong
 
 
 def test_a_single_process_exchanges_nothing():
@@ -104,4 +121,4 @@ def test_distributed_wrappers_are_refused():
 
     Wrapper.__name__ = "DistributedDataParallel"
     with pytest.raises(TorchsliceError, match=r"wrapped \(DistributedDataParallel\); pass model.module"):
-        fit(Wrapper(), tiny_data(), **ARGUMENTS)
+        fit(Wrapper(), tiny_task(), TRAINING)

@@ -1,4 +1,4 @@
-"""The command line: `torchslice COMMAND`. Commands import torch when they run, so that help is quick.
+"""The command line: `torchslice COMMAND`.
 
 Exit codes: 0 success, 2 bad input (one line on standard error), 130 Ctrl-C. Results go to standard output, all else to
 standard error.
@@ -6,6 +6,7 @@ standard error.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,17 +15,34 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import TorchsliceError
-from . import bench, demo, evaluate, extend, extract, neurons, readapt, restructure, slice, train
 from .common import say
 
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy that typer carries
+#: name -> first line of its help, so that help and completion need not import what the commands do (torch)
+COMMANDS = {
+    "demo": "Show the whole story on the built-in digits: train, slice, cut sub-models out, save and load one.",
+    "neurons": "Show which neurons of a model can be cut, which hang together, and what is pinned and why.",
+    "train": "Train a network so that it can be cut, or the usual way; the same command goes on where it stopped.",
+    "slice": "Find the slice of every class in a trained network.",
+    "extract": "Cut the sub-model of some classes out of a trained network and save it as one file.",
+    "restructure": "Compress a network: keep its critical neurons, then remove more and retrain, step by step.",
+    "readapt": "Adapt a network to new samples of its classes by training its critical neurons only.",
+    "extend": "Teach a network new classes by its non-critical neurons; those it knows are answered as before.",
+    "evaluate": "Say what a network is worth on the test samples of its classes: accuracy, size, latency.",
+}
+SETTINGS = {"help_option_names": ["--help", "-h"]}
 
 
 class Commands(TyperGroup):
-    """The commands; Ctrl-C ends them with a line that says what was kept."""
+    """The commands, each imported when it is run; Ctrl-C ends them with a line that says what was kept."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that was asked for."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and _load(str(name)), rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run it."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
@@ -32,22 +50,18 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from None
 
 
-app = typer.Typer(
-    cls=Commands,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
-app.command("demo")(demo.demo)
-app.command("neurons")(neurons.neurons)
-app.command("train")(train.train)
-app.command("slice")(slice.slice)
-app.command("extract")(extract.extract)
-app.command("restructure")(restructure.restructure)
-app.command("readapt")(readapt.readapt)
-app.command("extend")(extend.extend)
-app.command("evaluate")(evaluate.evaluate)
-app.command("bench")(bench.bench)
+def _load(name: str) -> Any:
+    from .options import with_options
+
+    function = getattr(importlib.import_module(f".{name}", __name__), name)
+    alone = typer.Typer(add_completion=False, context_settings=SETTINGS, pretty_exceptions_enable=False)
+    alone.command(name)(with_options(function))
+    return typer.main.get_command(alone)
+
+
+app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, context_settings=SETTINGS)
+for _name, _line in COMMANDS.items():
+    app.command(_name, help=_line)(lambda: None)
 
 
 @app.callback(invoke_without_command=True)
@@ -76,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except UsageError as error:
         where = error.ctx.command_path if error.ctx else "torchslice"
-        say(f"{where}: {' '.join(error.format_message().split()).rstrip('.')}. See: {where} --help")
+        message = " ".join(error.format_message().split()).removesuffix(".")
+        say(f"{where}: {message}{'' if message.endswith('?') else '.'} See: {where} --help")
         return 2
     except TorchsliceError as error:
         say("torchslice:", " ".join(str(error).split()))

@@ -1,75 +1,63 @@
-"""What the commands share: options, and how they speak."""
+"""What the commands share: arguments and options, checks before any work, and how commands speak."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import TorchsliceError
 
-
-class Device(StrEnum):
-    """Where to run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+if TYPE_CHECKING:
+    from ..runs.source import Source
+    from ..training import Training
+    from ..training.placement import Placement
 
 
 class Gates(StrEnum):
-    """What becomes of the gates, see `torchslice.submodel.reuse`."""
+    """What becomes of the gates of a network, see `torchslice.reuse`."""
 
     fold = "fold"
     drop = "drop"
 
 
-class Method(StrEnum):
-    """How to train, see `torchslice.runs.METHODS`."""
-
-    modular = "modular"
-    mwt = "mwt"
-    standard = "standard"
-
-
-class Precision(StrEnum):
-    """What to compute in, see `torchslice.fit`."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
 MODEL = "a built-in name (convnet, resnet18, ...), torchvision:NAME, timm:NAME or package.module:function"
-DATA = "a built-in name (digits, cifar10, ...), folder:PATH with one folder per class, or package.module:function"
+DATA = "A built-in name (digits, cifar10, ...), folder:PATH with one folder per class, or package.module:function"
+SOURCE = "Folder of a run, file that torchslice saved, or a MODEL with --weights: " + MODEL
 
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to run; auto takes a GPU if there is one.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Folder with the files of named data sets (default: $TORCHSLICE_DATA)."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL[0].upper() + MODEL[1:] + ".")]
-DataSet = Annotated[str, typer.Argument(metavar="DATA", help=DATA[0].upper() + DATA[1:] + ".")]
-ModelArguments = Annotated[
-    list[str] | None,
+DataSet = Annotated[str, typer.Argument(metavar="DATA", help=DATA + ".")]
+SourceName = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE + ".")]
+SourceData = Annotated[
+    str | None,
+    typer.Argument(metavar="[DATA]", help=DATA + "; of its classes. A run knows its own.", show_default=False),
+]
+Out = Annotated[Path, typer.Option(metavar="FILE", help="File to write, such as part.safetensors.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu or cuda.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
+GatesOption = Annotated[
+    Gates,
+    typer.Option("--gates", help="Of a run with gates: fold their mean into the weights, or drop them as published."),
+]
+NeuronFraction = Annotated[
+    float | None,
     typer.Option(
-        "--model-argument", metavar="NAME=VALUE", help="Argument of the model, such as width=0.5. Repeatable."
+        help="Critical is this fraction of every layer's neurons, by contribution (default: the class slices).",
+        show_default=False,
     ),
 ]
-DataOptions = Annotated[
-    list[str] | None,
-    typer.Option("--data-option", metavar="NAME=VALUE", help="Option of the data, such as image_size=64. Repeatable."),
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, made by torchslice train.")]
+Metric = Annotated[str, typer.Option(metavar="NAME", help="Of contributions: avg, var, ens, taylor or deeplift.")]
+Classes = Annotated[str, typer.Option(metavar="A,B,...", help="Names of classes, separated by commas.")]
 
 
 def say(*texts: object) -> None:
@@ -78,68 +66,85 @@ def say(*texts: object) -> None:
         print(*texts, file=sys.stderr, flush=True)
 
 
-def emit(result: dict[str, Any], text: str, *, as_json: bool) -> None:
+def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Print the result of a command to standard output, as a JSON document or as text."""
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(result, indent=1) if as_json else text, flush=True)
 
 
-def pairs(texts: Sequence[str] | None) -> dict[str, Any]:
-    """Read NAME=VALUE texts; values are JSON where they can be, else text.
-
-    >>> pairs(["width=0.5", "mode=fast"])
-    {'width': 0.5, 'mode': 'fast'}
-    """
-    found: dict[str, Any] = {}
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise TorchsliceError(f"{text!r} is not of the form NAME=VALUE, such as width=0.5.")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
-
-
-def chosen(
-    needs: Mapping[str, tuple[str, tuple[str, ...]]], defaults: Mapping[str, Any], /, **options: Any
-) -> dict[str, Any]:
-    """Return the options that were given, so are not None; raise for one that would play no part.
-
-    `needs` says what an option needs to play a part: another one, and its values.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    values = {**defaults, **given}
-    for option in given:
-        needed = option
-        while needed in needs:
-            needed, allowed = needs[needed]
-            if values[needed] not in allowed:
-                raise TorchsliceError(
-                    f"--{option.replace('_', '-')} plays no part with --{needed} {values[needed]}; leave it out, "
-                    f"or give --{needed} {' or '.join(allowed)}."
-                )
-    return given
-
-
-def class_names(text: str) -> list[str]:
-    """Read class names separated by commas."""
+def names(text: str) -> list[str]:
+    """Read names separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def shape(text: str) -> tuple[int, ...]:
-    """Read a shape like 3x32x32."""
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise TorchsliceError(f"--input-shape {text!r} is not of the form 3x32x32 (channels, height, width).")
-    return tuple(map(int, parts))
+def numbers(text: str, option: str) -> list[float]:
+    """Read numbers separated by commas."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise TorchsliceError(f"{option} {text!r} is not a number, or several such as 0,1.") from error
 
 
-def check_writable(path: Path) -> None:
-    """Raise before long work if a file at `path` could not be written after it."""
+def flag(name: str) -> str:
+    """Return the option of a parameter."""
+    return f"--{name.replace('_', '-')}"
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """Names of the parameters that the user gave on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def check_needs(context: typer.Context, needs: Mapping[str, tuple[str, Sequence[str]]], **settled: Any) -> None:
+    """Raise for an option that was given and would play no part.
+
+    `needs` says what an option needs to play a part: another one, and its values, none if any will do. `settled` are
+    the values of options that are not what the user gave.
+    """
+    values = {**context.params, **settled}
+    for option in sorted(given_options(context) & {*needs}):
+        needed = option
+        while needed in needs:
+            needed, allowed = needs[needed]
+            if not allowed and not values[needed]:
+                raise TorchsliceError(f"{flag(option)} plays no part without {flag(needed)}; leave it out.")
+            if allowed and values[needed] not in allowed:
+                raise TorchsliceError(
+                    f"{flag(option)} plays no part with {flag(needed)} {values[needed]}; leave it out, or give "
+                    f"{flag(needed)} {' or '.join(allowed)}."
+                )
+
+
+def check_training(context: typer.Context, training: Training) -> Placement:
+    """Return where and how precisely to train; raise for what cannot be, and for settings that play no part."""
+    from ..training.placement import choose_placement
+
+    check_needs(context, {"momentum": ("optimizer", ("sgd",))}, optimizer=training.optimizer)
+    return choose_placement(training.device, training.precision)
+
+
+def check_gates(context: typer.Context, opened: Source) -> None:
+    """Raise for --gates where there are none."""
+    from ..graph.neurons import Neurons
+
+    if "gates" in given_options(context) and isinstance(opened.network, Neurons):
+        raise TorchsliceError(f"--gates plays no part, for {opened.name} has none; leave it out.")
+
+
+def check_out(path: Path, *, force: bool) -> None:
+    """Raise before long work if a file at `path` could not be written after it, or would be overwritten."""
     if path.is_dir():
         raise TorchsliceError(f"cannot write {path}: it is a folder; give the name of a file.")
+    if path.name == "run.json" or (path.parent / "run.json").exists():
+        raise TorchsliceError(f"cannot write {path} into the folder of a run; choose another folder.")
+    if path.exists() and not force:
+        raise TorchsliceError(f"{path} exists; give --force to overwrite it, or another name.")
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """Raise if no file can be written at `path`."""
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -150,3 +155,17 @@ def check_writable(path: Path) -> None:
         raise TorchsliceError(
             f"cannot write {path}: {error.strerror or error}; choose a folder you may write to."
         ) from error
+
+
+def next_step(command: str, *words: object) -> str:
+    """Return the line that says which command comes next.
+
+    >>> next_step("evaluate", "my pets.safetensors", "cifar10")
+    "Next:  torchslice evaluate 'my pets.safetensors' cifar10"
+    """
+    return f"Next:  {shlex.join(['torchslice', command, *map(str, words)])}"
+
+
+def next_evaluate(out: Path, source: Source, data: Sequence[str]) -> str:
+    """Return the line that says how a network that was made of a source is evaluated."""
+    return next_step("evaluate", out, *data, *(["--allow-import"] if source.own else []))

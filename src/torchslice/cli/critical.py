@@ -1,61 +1,47 @@
-"""What restructure and readapt start from: the network of a run, and its critical neurons."""
+"""The critical neurons that restructure, readapt and extend start from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
 import typer
+from torch import Tensor
 
 from ..errors import TorchsliceError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ..data import Data
-    from ..runs import Run
-    from ..semantic import Contributions
-    from ..slices import Slice
-
-METRIC = "taylor"
-Share = Annotated[
-    float | None,
-    typer.Option(help="Critical is this share of every layer's neurons, by contribution (default: the run's slices)."),
-]
-Metric = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of the contributions, see torchslice slice.", show_default=METRIC)
-]
+from ..find.semantic import METRICS, Contributions, PerLayer
+from ..runs.source import Source
+from ..slices import Slice, union
+from .common import check_needs, flag, given_options
 
 
-def open_plain(run: Path, data_dir: Path | None, device: str) -> tuple[Run, Data, nn.Module]:
-    """Return a finished run, its data and its network without gates."""
-    from ..runs import Run
-    from ..submodel import without_gates
+def check_critical(context: typer.Context, option: str, *, scored: bool = False, all_of_them: str = "") -> None:
+    """Check the options that say which neurons are critical, before any work.
 
-    opened = Run.open(run)
-    data = opened.load_data(data_dir)
-    return opened, data, without_gates(opened.network(data, device=device), data, device=device)
-
-
-def metric_of(given: str | None, used: bool, by: str) -> str:
-    """Return the metric of the contributions; raise if one was given and no contribution is used."""
-    if given is not None and not used:
-        raise TorchsliceError(f"--metric plays no part without {by}; leave it out, or give {by}.")
-    return METRIC if given is None else given
-
-
-def critical_of(opened: Run, contributed: Callable[[], Contributions], *, share: float | None, metric: str) -> Slice:
-    """Return the union of a run's slices, or the `share` of every layer's neurons that contributes most."""
-    from ..semantic import Rule, slices_from
-    from ..slices import union
-
-    if share is None:
-        return union(opened.slices().values())
-    rule = Rule(metric, "global", share=share)  # says what is wrong with it before long work
-    return slices_from(contributed(), rule).critical
+    Args:
+        option: name of the fraction that is chosen by contribution; without it, critical are the class slices.
+        scored: whether contributions are measured anyway.
+        all_of_them: what to do instead of a fraction of 1, where that makes no sense.
+    """
+    check_needs(context, {} if scored else {"metric": (option, ())})
+    _ = METRICS[context.params["metric"]]  # says which there are
+    fraction = context.params[option]
+    if fraction is None:
+        return
+    if "slices" in given_options(context):
+        raise TorchsliceError(
+            f"{flag(option)} chooses neurons by contribution, so --slices plays no part; leave one out."
+        )
+    if not 0 < fraction <= 1:
+        raise TorchsliceError(f"{option} must be in (0, 1], got {fraction:g}.")
+    if fraction == 1 and all_of_them:
+        raise TorchsliceError(f"{flag(option)} 1 makes every neuron critical; {all_of_them}.")
 
 
-def mean_scores(contributed: Contributions, metric: str) -> dict[str, Tensor]:
+def critical_of(source: Source, found: Contributions | None, *, neuron_fraction: float | None, seed: int) -> Slice:
+    """Return the union of the class slices, or the fraction of every layer's neurons that contributes most."""
+    if neuron_fraction is None or found is None:
+        return union(source.slices(seed=seed).values())
+    return PerLayer(neuron_fraction).choose(found).critical
+
+
+def mean_scores(found: Contributions) -> dict[str, Tensor]:
     """Return the mean contribution of every neuron over the classes, {layer: [N]}."""
-    return {layer: score.mean(0) for layer, score in contributed[metric].items()}
+    return {layer: of.mean(0) for layer, of in found[found.metrics[0]].items()}

@@ -8,26 +8,30 @@ from typing import Annotated
 
 import typer
 
-from .common import Device, DeviceOption, Json, Seed, check_writable, emit
+from ..demo import run_demo
+from ..training.placement import choose_placement
+from . import common
 
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the run and the sub-models (default: a new one).")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for the run and the sub-models (default: a new one).", show_default=False
+        ),
     ] = None,
-    seed: Seed = 0,
-    device: DeviceOption = Device.auto,
-    as_json: Json = False,
+    seed: common.Seed = 0,
+    device: common.DeviceOption = "auto",
+    as_json: common.Json = False,
 ) -> None:
-    """Show the whole story on the built-in digits: train, slice, cut out three sub-models, save and load one.
+    """Show the whole story on the built-in digits: train, slice, cut sub-models out, save and load one.
 
     Example:  torchslice demo --out digits-demo
     """
+    choose_placement(device)
     if out is not None:
-        check_writable(out / "run" / "run.json")
-    from ..demo import run_demo
-
+        common.check_folder(out / "run" / "run.json")
     folder = Path(tempfile.mkdtemp(prefix="torchslice-demo-")) if out is None else out
-    result = run_demo(folder, seed=seed, device=device.value, say=(lambda text: None) if as_json else print)
+    result = run_demo(folder, seed=seed, device=device, say=(lambda text: None) if as_json else print)
     if as_json:
-        emit(result, "", as_json=True)
+        common.emit(result, "", as_json=True)

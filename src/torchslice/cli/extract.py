@@ -2,93 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, fields, replace
 from typing import Annotated, Any
 
 import typer
 
+from ..artefact import save
+from ..errors import TorchsliceError
+from ..runs.source import Opening
+from ..submodel import reuse
 from ..tables import percent, table
-from .common import (
-    DataDir,
-    Device,
-    DeviceOption,
-    Gates,
-    Json,
-    RunFolder,
-    Seed,
-    check_writable,
-    class_names,
-    emit,
-    say,
-)
+from ..training import Training, accuracy, accuracy_of, cost, predict
+from . import common
+from .options import Part
 
 
 def extract(
-    run: RunFolder,
-    classes: Annotated[str, typer.Option(metavar="A,B,...", help="Names of at least two classes.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Artefact to write, such as pets.safetensors.")],
+    context: typer.Context,
+    source: common.SourceName,
+    classes: common.Classes,
+    out: common.Out,
+    data: common.SourceData = None,
+    opening: Opening = Opening(),
     finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Epochs of fine-tuning; 0 is none.")] = 0,
-    learning_rate: Annotated[float, typer.Option(help="Of fine-tuning, at its start.")] = 0.01,
-    gates: Annotated[
-        Gates, typer.Option(help="Of an mwt run: fold their mean into the weights, or drop them as published.")
-    ] = Gates.fold,
-    data_dir: DataDir = None,
-    seed: Seed = 0,
-    device: DeviceOption = Device.auto,
-    as_json: Json = False,
+    training: Annotated[Training, Part(skip=("epochs", "progress", "warmup_epochs"))] = Training(learning_rate=0.01),
+    gates: common.GatesOption = common.Gates.fold,
+    force: common.Force = False,
+    as_json: common.Json = False,
 ) -> None:
-    """Cut the sub-model of some classes out of a run and save it as one file.
+    """Cut the sub-model of some classes out of a trained network and save it as one file.
 
-    Accuracies printed here are on validation images; torchslice evaluate looks at the test images.
+    Without class slices, of a run or a file, they are found first, by contribution. Accuracies printed here are on
+    validation samples; torchslice evaluate looks at the test samples.
 
-    Example:  torchslice extract runs/r20 --classes cat,dog --out pets.safetensors --finetune 5
+    Example:  torchslice extract torchvision:resnet18 cifar10 --weights mine.pt --classes cat,dog --out pets.safetensors
     """
-    check_writable(out)
-    from ..runs import Run
-    from ..submodel import reuse, without_gates
-    from ..use import accuracy, accuracy_of, cost, predict_logits, restrict_logits, save
-
-    opened = Run.open(run)
-    slices = opened.slices()
-    data = opened.load_data(data_dir)
-    names = [data.classes[i] for i in sorted(data.class_indices(class_names(classes)))]
-    network = opened.network(data, device=device.value)
-    task = data.restrict(names)
+    common.check_out(out, force=force)
+    common.check_training(context, training)
+    of_tuning = {entry.name for entry in fields(training)} - {"seed", "device"}
+    common.check_needs(context, dict.fromkeys(of_tuning, ("finetune", ())))
+    opened = opening.open(source, data, seed=training.seed, device=training.device)
+    common.check_gates(context, opened)
+    task, wanted = opened.task, common.names(classes)
+    indices = sorted(task.class_indices(wanted))
+    if len(indices) < 2:
+        raise TorchsliceError(f"a sub-model needs at least two classes to tell apart: classes was {classes!r}.")
+    chosen = [task.classes[i] for i in indices]
+    sub_task, whole = task.restrict(chosen), opened.neurons(gates="drop")
+    found = opened.slices(seed=training.seed)
     tuning = f", {finetune} epochs of fine-tuning" if finetune else ""
-    say(f"sub-model of {', '.join(names)} from {run}: {len(task.train):,} training images{tuning}; result in {out}")
+    common.say(f"sub-model of {', '.join(chosen)} from {source}: {len(sub_task.train):,} training samples{tuning}")
     made = reuse(
-        network,
-        data,
-        slices=slices,
-        classes=names,
+        opened.network,
+        task,
+        found,
+        classes=chosen,
         gates=gates.value,
-        epochs=finetune,
-        learning_rate=learning_rate,
-        seed=seed,
-        device=device.value,
+        training=replace(training, epochs=finetune) if finetune else None,
+        seed=training.seed,
     )
-    whole = restrict_logits(predict_logits(network, task, split="validation"), data.class_indices(names))
-    scores = {"whole, restricted": accuracy_of(whole, task.validation.labels).overall}
-    scores |= {step: accuracy(net, task, split="validation").overall for step, net in made.networks.items()}
-    full = cost(without_gates(network, data, gates="drop"), data.example)
-    small = cost(made.model, data.example)
+    logits = predict(opened.model, sub_task, "validation")[:, indices]
+    scores = {"whole, restricted": accuracy_of(logits, sub_task.validation.labels).overall}
+    scores |= {step: accuracy(net, sub_task, "validation").overall for step, net in made.networks.items()}
+    full, small = (cost(net, task.example) for net in (whole.model, made.model))
     kept = {
-        "neuron_retention": made.part.neuron_retention,
+        "neuron_retention": made.slice.neuron_retention,
         "param_retention": small.parameters / full.parameters,
         "mac_retention": small.macs / full.macs,
     }
     metrics = {"validation_accuracy": scores, "kept": made.kept, "temperature": made.temperature, **kept}
-    save(made.model, out, classes=names, preprocessing=data.preprocessing, slice=made.part, metrics=metrics)
-    used = gates.value if opened.recipe.method == "mwt" else None
-    result: dict[str, Any] = {"artefact": str(out), "classes": names, "gates": used, "epochs": finetune}
+    save(made, out, metrics=metrics)
+    result: dict[str, Any] = {"artefact": str(out), "classes": chosen, "epochs": finetune}
     result |= {"best_epoch": made.best_epoch, **metrics, "full": asdict(full), "sub_model": asdict(small)}
-    scaled = "" if made.temperature is None else f", scores divided by {made.temperature:.2f}"
-    text = "\n".join(
-        [
-            table(("step", "validation accuracy"), [(step, percent(score)) for step, score in scores.items()]),
-            f"{out}, {made.kept}{scaled}: {small}; {', '.join(f'{percent(v)} {name}' for name, v in kept.items())}",
-            f"Next:  torchslice evaluate {out} {opened.recipe.data}",
-        ]
-    )
-    emit(result, text, as_json=as_json)
+    scaled = "" if made.temperature is None else f", logits divided by {made.temperature:.2f}"
+    lines = [
+        table(("step", "validation accuracy"), [(step, percent(score)) for step, score in scores.items()]),
+        f"{out}, {made.kept}{scaled}: {small}",
+        ", ".join(f"{percent(value)} {name.replace('_', ' ')}" for name, value in kept.items()),
+        common.next_evaluate(out, opened, opened.data),
+    ]
+    common.emit(result, "\n".join(lines), as_json=as_json)

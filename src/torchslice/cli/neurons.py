@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
-from .common import Device, DeviceOption, Json, Model, ModelArguments, Seed, emit, pairs, shape
+from .. import models
+from ..errors import TorchsliceError
+from ..graph.find import find_neurons
+from ..runs.recipe import fitting
+from ..runs.source import Opening
+from ..training.placement import choose_placement
+from . import common
+from .options import Part
 
 
 def neurons(
-    model: Model,
-    num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
+    model: common.Model,
+    num_classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 10,
     input_shape: Annotated[str, typer.Option(metavar="CxHxW", help="Shape of one input.")] = "3x32x32",
-    model_argument: ModelArguments = None,
-    seed: Seed = 0,
-    device: DeviceOption = Device.auto,
-    as_json: Json = False,
+    opening: Annotated[Opening, Part(only=("model_argument",))] = Opening(),
+    seed: common.Seed = 0,
+    device: common.DeviceOption = "auto",
+    as_json: common.Json = False,
 ) -> None:
     """Show which neurons of a model can be cut, which hang together, and what is pinned and why.
 
     Example:  torchslice neurons torchvision:densenet121 --input-shape 3x64x64
     """
-    import torch
-
-    from .. import models
-    from ..core.find import find_neurons
-    from ..runs import fitting
-    from ..training import choose_placement
-
-    sizes = shape(input_shape)
-    place = choose_placement(device.value).device
+    sizes, place = _shape(input_shape), choose_placement(device).device
     torch.manual_seed(seed)
-    arguments = {"num_classes": num_classes, **fitting(model, sizes[0]), **pairs(model_argument)}
-    network = models.create(model, **arguments).to(place)
-    found = find_neurons(network, torch.randn(2, *sizes, device=place))
-    result = {
-        "model": network.origin,
+    try:
+        example = torch.randn(2, *sizes, device=place)
+    except RuntimeError as error:
+        raise TorchsliceError(f"there is no memory for an example: input_shape was {input_shape!r}.") from error
+    arguments = {"num_classes": num_classes, **fitting(model, example), **opening.model_arguments}
+    found = find_neurons(models.create(model, **arguments).to(place), example)
+    result: dict[str, Any] = {
+        "model": model,
+        "arguments": arguments,
         "input_shape": sizes,
         "neurons": len(found),
         "layers": {name: asdict(layer) for name, layer in found.layers.items()},
@@ -45,4 +49,12 @@ def neurons(
         "pinned": found.pinned,
         "head": found.head,
     }
-    emit(result, str(found), as_json=as_json)
+    common.emit(result, str(found), as_json=as_json)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Read a shape like 3x32x32."""
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise TorchsliceError(f"input_shape must be of the form 3x32x32 (channels, height, width), got {text!r}.")
+    return tuple(map(int, parts))

@@ -2,104 +2,73 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import torch
 import typer
 
-from ..errors import TorchsliceError
-from .common import (
-    DataDir,
-    DataOptions,
-    DataSet,
-    Device,
-    DeviceOption,
-    Json,
-    RunFolder,
-    Seed,
-    check_writable,
-    emit,
-    pairs,
-    say,
-)
-from .critical import Metric, mean_scores, metric_of, open_plain
+from .. import maintain
+from ..artefact import save
+from ..find.semantic import contributions
+from ..maintain.readapt import TRAINING
+from ..runs.source import Opening
+from ..slices import union
+from ..training import Training
+from . import common
+from .critical import check_critical, mean_scores
+from .options import Part
 
 
 def readapt(
-    run: RunFolder,
-    data: DataSet,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Artefact to write, such as adapted.safetensors.")],
-    param_share: Annotated[
+    context: typer.Context,
+    source: common.SourceName,
+    new: Annotated[str, typer.Option(metavar="DATA", help="Data set whose training samples are the new ones.")],
+    out: common.Out,
+    data: common.SourceData = None,
+    opening: Opening = Opening(),
+    param_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Train the neurons that contribute most per parameter, up to this share of all parameters "
-            "(default: the run's slices)."
+            help="Train the neurons that contribute most per parameter, up to this fraction of all parameters "
+            "(default: the class slices).",
+            show_default=False,
         ),
     ] = None,
-    metric: Metric = None,
-    classifier: Annotated[bool, typer.Option("--classifier", help="Train the rows of the class scores too.")] = False,
+    metric: common.Metric = "taylor",
+    classifier: Annotated[bool, typer.Option("--classifier", help="Train the rows of the logits too.")] = False,
     replay: Annotated[
-        str, typer.Option(metavar="R,S,...", help="Old images per new one; of several values the best is kept.")
+        str, typer.Option(metavar="R,S,...", help="Old samples per new one; of several values the best is kept.")
     ] = "1",
-    epochs: Annotated[int, typer.Option(help="Passes over the new samples.")] = 10,
-    learning_rate: Annotated[float, typer.Option(help="At the start; it falls to zero on half a cosine.")] = 0.005,
-    data_option: DataOptions = None,
-    data_dir: DataDir = None,
-    seed: Seed = 0,
-    device: DeviceOption = Device.auto,
-    as_json: Json = False,
+    training: Annotated[Training, Part(skip=("progress",))] = TRAINING,
+    force: common.Force = False,
+    as_json: common.Json = False,
 ) -> None:
-    """Adapt the network of a run to new samples of its classes by training its critical neurons only.
+    """Adapt a network to new samples of its classes by training its critical neurons only.
 
-    The new samples are the training images of DATA, which needs the classes of the run by name. Accuracies printed here
-    are on validation images; torchslice evaluate looks at the test images.
+    The new samples are the training samples of --new, which needs the classes of the network by name. Accuracies
+    printed here are on validation samples; torchslice evaluate looks at the test samples.
 
-    Example:  torchslice readapt runs/r20 folder:tonight --param-share 0.2 --out adapted.safetensors
+    Example:  torchslice readapt runs/r20 --new folder:tonight --param-fraction 0.2 --out adapted.safetensors
     """
-    check_writable(out)
-    used = metric_of(metric, param_share is not None, "--param-share")
-    import torch
-
-    from .. import data as data_sets
-    from .. import semantic, use
-    from ..core.find import find_neurons
-    from ..data import Split
-    from ..slices import union
-    from ..use.evaluate import device_of
-
-    ratios = _numbers(replay)
-
-    opened, old, network = open_plain(run, data_dir, device.value)
-    given = data_sets.load(data, data_dir, seed=seed, **pairs(data_option))
-    labels = torch.tensor(old.class_indices(given.classes))[given.train.labels]
-    running: dict[str, Any] = {"seed": seed, "device": device.value}
-    if param_share is None:
-        critical = union(opened.slices().values())
+    common.check_out(out, force=force)
+    ratios = maintain.check_readapting(common.numbers(replay, "--replay"))
+    check_critical(context, "param_fraction", all_of_them="train a smaller part")
+    common.check_training(context, training)
+    opened = opening.open(source, data, seed=training.seed, device=training.device, new=new)
+    neurons, task = opened.neurons(), opened.task
+    given = opening.load(new, seed=training.seed)
+    samples = given.train.relabelled(torch.tensor(task.class_indices(given.classes))[given.train.labels])
+    maintain.check_samples(samples, task)
+    if param_fraction is None:
+        critical = union(opened.slices(seed=training.seed).values())
     else:
-        neurons = find_neurons(network, old.example.to(device_of(network)))
-        scores = mean_scores(semantic.contributions(network, old, metric=used, **running), used)
-        critical = use.worthiest(network, neurons, scores, param_share)
-    say(f"training {critical.neuron_retention:.1%} of the neurons of {run} on {len(labels):,} new samples of {data}")
-    made = use.readapt(
-        network,
-        critical,
-        Split(given.train.images, labels),
-        old,
-        replay=ratios,
-        classifier=classifier,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        **running,
+        scores = mean_scores(contributions(neurons, task, metric=metric, seed=training.seed))
+        critical = maintain.top_by_score_per_parameter(neurons, scores, param_fraction)
+    common.say(
+        f"training {critical.neuron_retention:.1%} of the neurons of {source} on {len(samples):,} new samples of {new}"
     )
+    made = maintain.readapt(neurons, task, critical, samples, replay=ratios, classifier=classifier, training=training)
     metrics = {"neuron_retention": critical.neuron_retention, **made.to_plain()}
-    use.save(made.model, out, classes=old.classes, preprocessing=old.preprocessing, slice=critical, metrics=metrics)
-    text = f"{made}\nNext:  torchslice evaluate {out} {data}"
-    emit({"artefact": str(out), **metrics}, text, as_json=as_json)
-
-
-def _numbers(text: str) -> list[float]:
-    """Read numbers separated by commas."""
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError as error:
-        raise TorchsliceError(f"--replay {text!r} is not a number, or several such as 0,1.") from error
+    save(made, out, classes=task.classes, preprocessing=task.preprocessing, slice=critical, metrics=metrics)
+    next_line = common.next_evaluate(out, opened, opening.words(new))
+    common.emit({"artefact": str(out), **metrics}, f"{made}\n{next_line}", as_json=as_json)

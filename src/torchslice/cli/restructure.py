@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .. import maintain
+from ..artefact import save
 from ..errors import TorchsliceError
-from .common import DataDir, Device, DeviceOption, Json, RunFolder, Seed, check_writable, emit, say
-from .critical import Metric, Share, critical_of, mean_scores, metric_of, open_plain
+from ..find.semantic import contributions
+from ..runs.source import Opening
+from ..training import Training
+from . import common
+from .critical import check_critical, critical_of, mean_scores
+from .options import Part
 
 
 class Removal(StrEnum):
@@ -25,69 +29,75 @@ class Removal(StrEnum):
 
 
 def restructure(
-    run: RunFolder,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Artefact to write, such as small.safetensors.")],
+    context: typer.Context,
+    source: common.SourceName,
+    out: common.Out,
+    data: common.SourceData = None,
+    opening: Opening = Opening(),
     method: Annotated[
         Removal, typer.Option(help="Which weights to remove; structured removes the least critical neurons.")
     ] = Removal.lamp,
-    param_retention: Annotated[float | None, typer.Option(help="Target: share of the parameters that stay.")] = None,
+    param_retention: Annotated[float | None, typer.Option(help="Target: fraction of the parameters that stay.")] = None,
     mac_retention: Annotated[
-        float | None, typer.Option(help="Target: share of the multiply-accumulates, zeros left out.")
+        float | None, typer.Option(help="Target: fraction of the multiply-accumulates, zeros left out.")
     ] = None,
     latency_ms: Annotated[
-        float | None, typer.Option(help="Target of structured: milliseconds for one image, on this machine.")
+        float | None, typer.Option(help="Target of structured: milliseconds for one sample, on this machine.")
     ] = None,
     no_slice: Annotated[bool, typer.Option("--no-slice", help="Keep all neurons and only compress.")] = False,
-    share: Share = None,
-    metric: Metric = None,
-    rate: Annotated[float, typer.Option(help="Share of the surviving weights that an iteration removes.")] = 0.2,
-    epochs: Annotated[int, typer.Option(help="Of training, after the cut and in every iteration.")] = 3,
+    neuron_fraction: common.NeuronFraction = None,
+    metric: common.Metric = "taylor",
+    prune_fraction: Annotated[
+        float, typer.Option(help="Fraction of the surviving weights that an iteration removes.")
+    ] = 0.2,
     max_accuracy_loss: Annotated[
         float, typer.Option(help="Stop where more validation accuracy is lost to the whole network; 1 is never.")
     ] = 0.01,
-    patience: Annotated[int, typer.Option(help="Further trainings of an iteration to win accuracy back.")] = 0,
-    learning_rate: Annotated[float, typer.Option(help="Of every training, at its start.")] = 0.01,
-    data_dir: DataDir = None,
-    seed: Seed = 0,
-    device: DeviceOption = Device.auto,
-    as_json: Json = False,
+    patience: Annotated[int, typer.Option(min=0, help="Further trainings of an iteration to win accuracy back.")] = 0,
+    training: Annotated[Training, Part(skip=("progress",))] = Training(epochs=3, learning_rate=0.01),
+    force: common.Force = False,
+    as_json: common.Json = False,
 ) -> None:
-    """Compress the network of a run: keep its critical neurons, then remove more and retrain, step by step.
+    """Compress a network: keep its critical neurons, then remove more and retrain, step by step.
 
-    Name one target. Accuracies printed here are on validation images; torchslice evaluate looks at the test images.
+    Name one target. Accuracies printed here are on validation samples; torchslice evaluate looks at the test samples.
 
     Example:  torchslice restructure runs/r20 --method lamp --param-retention 0.05 --out small.safetensors
     """
-    check_writable(out)
-    used = metric_of(metric, share is not None or method is Removal.structured, "--share or --method structured")
-    if no_slice and share is not None:
-        raise TorchsliceError("--no-slice keeps all neurons, so --share plays no part; give one of the two.")
-    from .. import semantic, use
-
-    opened, data, network = open_plain(run, data_dir, device.value)
-    running: dict[str, Any] = {"seed": seed, "device": device.value}
-    contributed = cache(lambda: semantic.contributions(network, data, metric=used, **running))
-    kept = None if no_slice else critical_of(opened, contributed, share=share, metric=used)
+    common.check_out(out, force=force)
+    structured = method is Removal.structured
+    if no_slice and (neuron_fraction is not None or opening.slices is not None):
+        raise TorchsliceError("--no-slice keeps all neurons, so --neuron-fraction and --slices play no part.")
+    check_critical(context, "neuron_fraction", scored=structured, all_of_them="give --no-slice to keep them")
+    common.check_training(context, training)
+    targets: dict[str, Any] = {
+        "param_retention": param_retention,
+        "mac_retention": mac_retention,
+        "latency_ms": latency_ms,
+    }
+    maintain.check_restructuring(method.value, targets, prune_fraction, max_accuracy_loss, patience)
+    opened = opening.open(source, data, seed=training.seed, device=training.device)
+    neurons, task, seed, found, kept = opened.neurons(), opened.task, training.seed, None, None
+    if structured or neuron_fraction is not None:
+        found = contributions(neurons, task, metric=metric, seed=seed)
+    if not no_slice:
+        kept = critical_of(opened, found, neuron_fraction=neuron_fraction, seed=seed)
     start = "the whole network" if kept is None else f"{kept.neuron_retention:.1%} of the neurons"
-    say(f"{method.value} from {start} of {run}: {epochs} epochs in every iteration; result in {out}")
-    made = use.restructure(
-        network,
+    common.say(f"{method.value} from {start} of {source}: {training.epochs} epochs in every iteration; result in {out}")
+    made = maintain.restructure(
+        neurons,
+        task,
         kept,
-        data,
         method=method.value,
-        param_retention=param_retention,
-        mac_retention=mac_retention,
-        latency_ms=latency_ms,
-        scores=mean_scores(contributed(), used) if method is Removal.structured else None,
-        rate=rate,
-        epochs_per_iteration=epochs,
+        **targets,
+        scores=mean_scores(found) if structured and found is not None else None,
+        prune_fraction=prune_fraction,
         max_accuracy_loss=max_accuracy_loss,
         patience=patience,
-        learning_rate=learning_rate,
-        **running,
+        training=training,
     )
-    last = made[made.kept]
-    metrics = {"param_retention": last.param_retention, "mac_retention": last.mac_retention, **made.to_plain()}
-    use.save(made.model, out, classes=data.classes, preprocessing=data.preprocessing, slice=kept, metrics=metrics)
-    result = {"artefact": str(out), "iterations": made.iterations, **metrics}
-    emit(result, f"{made}\nNext:  torchslice evaluate {out} {opened.recipe.data}", as_json=as_json)
+    retentions = {name: made.best[name] for name in ("param_retention", "mac_retention")}
+    metrics = {**retentions, **made.to_plain()}
+    save(made, out, classes=task.classes, preprocessing=task.preprocessing, slice=kept, metrics=metrics)
+    next_line = common.next_evaluate(out, opened, opened.data)
+    common.emit({"artefact": str(out), **metrics}, f"{made}\n{next_line}", as_json=as_json)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .common import DataDir, Device, DeviceOption, Gates, Json, RunFolder, Seed, check_writable, chosen, emit, say
+from ..errors import TorchsliceError
+from ..find import gates as gated_slices
+from ..find import semantic
+from ..find.gates import GatedModel
+from ..find.semantic import METRICS, Budget, PerClass, PerLayer, ReachTheta
+from ..runs.run import Run
+from ..runs.slicefile import SliceFile, digest_of_model
+from ..runs.source import Opening, Source
+from . import common
+from .options import Part, field_help
+
+STRATEGIES = {"reach-theta": ReachTheta, "per-class": PerClass, "per-layer": PerLayer, "budget": Budget}
 
 
 class By(StrEnum):
@@ -18,140 +31,140 @@ class By(StrEnum):
     contribution = "contribution"
 
 
-class Slicer(StrEnum):
-    """How many neurons are kept, see `torchslice.semantic.Rule`."""
+class StrategyName(StrEnum):
+    """How critical neurons are chosen by contribution, see `torchslice.semantic`."""
 
-    semantic = "semantic"
-    category = "category"
-    global_ = "global"
+    reach_theta = "reach-theta"
+    per_class = "per-class"
+    per_layer = "per-layer"
     budget = "budget"
 
 
-class Criterion(StrEnum):
-    """What theta is of, see `torchslice.semantic.Rule`."""
-
-    cka = "cka"
-    mass = "mass"
-
-
-class Positions(StrEnum):
-    """What is compared for the criterion cka, see `torchslice.semantic.Rule`."""
-
-    mean = "mean"
-    all = "all"
-
-
-#: What options are where they are not given. None is what they are for typer, so that it shows which ones were.
-DEFAULTS: dict[str, Any] = {
-    **{"threshold": 0.9, "metric": "taylor", "slicer": "semantic", "criterion": "cka", "theta": 0.95, "slope": 1.0},
-    **{"positions": "all", "share": 0.5, "taper": 0.1, "samples": 256, "gates": "fold"},
-}
 #: What an option needs to play a part: another one, and its values.
-NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "threshold": ("by", ("gates",)),
-    **dict.fromkeys(("metric", "slicer", "samples", "gates"), ("by", ("contribution",))),
-    **dict.fromkeys(("criterion", "theta", "slope"), ("slicer", ("semantic",))),
-    "share": ("slicer", ("category", "global", "budget")),
-    "taper": ("slicer", ("budget",)),
+NEEDS = {
+    "frequency_threshold": ("by", ("gates",)),
+    **dict.fromkeys(("metric", "samples_per_class", "strategy", "gates"), ("by", ("contribution",))),
+    **{
+        field: ("strategy", tuple(name for name, kind in STRATEGIES.items() if field in {f.name for f in fields(kind)}))
+        for kind in STRATEGIES.values()
+        for field in (f.name for f in fields(kind))
+    },
     "positions": ("criterion", ("cka",)),
 }
 
 
-def _option(name: str, help: str, **more: Any) -> Any:
-    return typer.Option(f"--{name}", help=help, show_default=str(DEFAULTS[name]), **more)
+def _of(name: str) -> Any:
+    """Return an option of strategies; its help and defaults are theirs."""
+    kinds = {flag: kind for flag, kind in STRATEGIES.items() if name in {f.name for f in fields(kind)}}
+    texts = {field_help(kind).get(name, "") for kind in kinds.values()} - {""}
+    defaults = ", ".join(f"{getattr(kind(), name)} for {flag}" for flag, kind in kinds.items())
+    return typer.Option(help=f"{', '.join(kinds)}: {' / '.join(sorted(texts))}", show_default=defaults)
 
 
 def slice(
-    run: RunFolder,
+    context: typer.Context,
+    source: common.SourceName,
+    data: common.SourceData = None,
+    opening: Annotated[Opening, Part(skip=("slices",))] = Opening(),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File to write (default: slices.json in the run; needed without one).",
+            show_default=False,
+        ),
+    ] = None,
     by: Annotated[
         By | None,
         typer.Option(
-            help="What tells which neurons a class needs: training (modular runs; they were given slices), gates (mwt "
-            "runs) or contribution (any).",
+            help="What tells which neurons a class needs: the slices that sub-task training was given, gates, or "
+            "contribution (any network).",
             show_default="training, gates or contribution, by the method of the run",
         ),
     ] = None,
-    threshold: Annotated[
-        float | None, _option("threshold", "gates: keep what is on for this share of a class's training images.")
-    ] = None,
-    metric: Annotated[
-        str | None,
-        _option("metric", "contribution: avg, var, ens, taylor, deeplift, or one of yours.", metavar="NAME"),
-    ] = None,
-    slicer: Annotated[
-        Slicer | None,
-        _option("slicer", "contribution: keep what reaches theta, a share per class, per layer, or of all neurons."),
-    ] = None,
-    criterion: Annotated[
-        Criterion | None,
-        _option("criterion", "semantic: theta is the similarity to the whole layer, or the share of its mass."),
-    ] = None,
-    theta: Annotated[
-        float | None, _option("theta", "semantic: how much the kept neurons must reach, in (0, 1].")
-    ] = None,
-    slope: Annotated[
-        float | None, _option("slope", "semantic: of theta over depth; early layers must reach more. 0 is one theta.")
-    ] = None,
-    positions: Annotated[
-        Positions | None, _option("positions", "cka: compare means over the positions of each image, or whole maps.")
-    ] = None,
-    share: Annotated[
-        float | None, _option("share", "category, global, budget: share of the neurons to keep, in (0, 1].")
-    ] = None,
-    taper: Annotated[
-        float | None, _option("taper", "budget: share of the last layer over that of the first, in (0, 1].")
-    ] = None,
-    samples: Annotated[int | None, _option("samples", "contribution: training images per class.")] = None,
-    gates: Annotated[
-        Gates | None, _option("gates", "contribution: fold the gates of an mwt run into its weights, or drop them.")
-    ] = None,
-    data_dir: DataDir = None,
-    seed: Seed = 0,
-    device: DeviceOption = Device.auto,
-    as_json: Json = False,
+    frequency_threshold: Annotated[
+        float, typer.Option(help="gates: keep what is on for this fraction of a class's training samples.")
+    ] = 0.9,
+    metric: common.Metric = "taylor",
+    samples_per_class: Annotated[int, typer.Option(min=1, help="contribution: training samples per class.")] = 256,
+    strategy: Annotated[
+        StrategyName,
+        typer.Option(help="contribution: reach theta, a fraction per class, per layer, or of all neurons."),
+    ] = StrategyName.reach_theta,
+    theta: Annotated[float | None, _of("theta")] = None,
+    slope: Annotated[float | None, _of("slope")] = None,
+    criterion: Annotated[str | None, _of("criterion")] = None,
+    positions: Annotated[str | None, _of("positions")] = None,
+    neuron_fraction: Annotated[float | None, _of("neuron_fraction")] = None,
+    taper: Annotated[float | None, _of("taper")] = None,
+    gates: common.GatesOption = common.Gates.fold,
+    force: common.Force = False,
+    seed: common.Seed = 0,
+    device: common.DeviceOption = "auto",
+    as_json: common.Json = False,
 ) -> None:
-    """Find the slice of every class in a run; they are kept in RUN/slices.json.
+    """Find the slice of every class in a trained network.
 
     An option that would play no part is refused.
 
-    Example:  torchslice slice runs/r20 --by contribution --metric taylor --theta 0.95
+    Example:  torchslice slice runs/r20 --by contribution --theta 0.9
     """
-    from ..runs import Run
-
-    opened = Run.open(run)
-    by = by or By(opened.by)
-    options: dict[str, Any] = DEFAULTS | chosen(
-        NEEDS,
-        {"by": by, **DEFAULTS},
-        threshold=threshold,
-        metric=metric,
-        slicer=slicer,
-        criterion=criterion,
-        theta=theta,
-        slope=slope,
-        positions=positions,
-        share=share,
-        taper=taper,
-        samples=samples,
-        gates=gates,
-    )
-    threshold, count = options.pop("threshold"), options.pop("samples")
-    check_writable(run / "slices.json")
-    data = opened.load_data(data_dir)
-    what = {By.training: "slices", By.gates: "gates"}.get(by) or f"{options['metric']} contributions"
-    say(f"{what} of {opened.recipe.model} on training images of {data.name}; result in {run}")
-    result: dict[str, Any] = {"run": str(run), "by": by.value}
-    found: object
-    if by is By.gates:
-        found = measured = opened.find_slices(data, threshold=threshold, device=device.value)
-        result |= {"threshold": threshold, "report": measured.to_plain()}
-    elif by is By.training:
-        found = slices = opened.find_trained_slices()
-        result |= slices.summary()
+    if out is not None:
+        common.check_out(out, force=force)
+    run = Run.open(source) if Path(source).is_dir() else None
+    if run is None and out is None:
+        raise TorchsliceError(f"{source} is no run to keep slices in; name the file to write: out=FILE.")
+    by = by or By("contribution" if run is None else run.by)
+    common.check_needs(context, NEEDS, by=by.value, criterion=criterion or ReachTheta.criterion)
+    method = "" if run is None else run.recipe.method.method
+    if (by is By.gates and method != "gates") or (by is By.training and method != "subtasks"):
+        lack = "has no gates" if by is By.gates else "was given no slices in training"
+        raise TorchsliceError(f"{source} {lack}; give --by {'contribution' if run is None else run.by}.")
+    if not 0 < frequency_threshold <= 1:
+        raise TorchsliceError(f"frequency_threshold must be in (0, 1], got {frequency_threshold:g}.")
+    kind = STRATEGIES[strategy.value]
+    given = {entry.name: context.params[entry.name] for entry in fields(kind)}
+    chosen = kind(**{name: value for name, value in given.items() if value is not None})
+    _ = METRICS[metric]  # says which there are
+    opened = opening.open(source, data, seed=seed, device=device)
+    common.check_gates(context, opened)
+    where = out or Path(source) / "slices.json"
+    common.say(f"slices by {by.value} from training samples of {opened.task.name}; result in {where}")
+    result: dict[str, Any] = {"source": source, "by": by.value}
+    found: Any
+    if isinstance(opened.network, GatedModel) and by is By.gates:
+        slices: Any = gated_slices.class_slices(opened.network, opened.task, frequency_threshold=frequency_threshold)
+        found = gated_slices.report(opened.network, opened.task, slices)
+        about = {"frequency_threshold": frequency_threshold, "report": found.to_plain()}
+        result |= about
     else:
-        found = slices = opened.find_semantic_slices(
-            data, samples_per_class=count, seed=seed, device=device.value, **options
-        )
+        if run is not None and by is By.training:
+            slices = run.given_slices()
+        else:
+            neurons = opened.neurons(gates=gates.value)
+            scores = semantic.contributions(
+                neurons, opened.task, metric=metric, samples_per_class=samples_per_class, seed=seed
+            )
+            slices = semantic.class_slices(neurons, opened.task, scores, strategy=chosen)
+        found, about = slices, {"found": slices.to_plain()}
         result |= slices.summary()
-    next_step = f"Next:  torchslice extract {run} --classes {','.join(data.classes[:2])} --out part.safetensors"
-    emit(result, f"{found}\n{next_step}", as_json=as_json)
+    about = {"by": by.value, **about}
+    if out is not None:
+        SliceFile(out).write(slices, digest_of_model(opened.model), about)
+    elif run is not None:
+        run.keep_slices(slices, about)
+    common.emit(result, f"{found}\n{_next(opened, opening, out)}", as_json=as_json)
+
+
+def _next(opened: Source, opening: Opening, out: Path | None) -> str:
+    """Return the line that says how to go on with the slices."""
+    words = [opened.name]
+    if opened.run is None:
+        words += opened.data
+        words += [] if opening.weights is None else ["--weights", str(opening.weights)]
+        words += [word for text in opening.model_argument or () for word in ("--model-argument", text)]
+        words += ["--allow-import"] if opening.allow_import else []
+    words += [] if out is None else ["--slices", str(out)]
+    return common.next_step(
+        "extract", *words, "--classes", ",".join(opened.task.classes[:2]), "--out", "part.safetensors"
+    )

@@ -1,6 +1,24 @@
-"""Labelled images in memory: a data set is three splits, its class names and the statistics of its training images."""
+"""Labelled samples for training and judging: from images in memory, folders on disk, or any iterable of batches."""
 
+from .build import task
+from .images import Images
+from .samples import Samples
 from .sources import load, names
-from .splits import Data, Split
+from .splits import Split, hold_out, limit
+from .stored import Stored
+from .task import Task, check_task, joined
 
-__all__ = ["Data", "Split", "load", "names"]
+__all__ = [
+    "Images",
+    "Samples",
+    "Split",
+    "Stored",
+    "Task",
+    "check_task",
+    "hold_out",
+    "joined",
+    "limit",
+    "load",
+    "names",
+    "task",
+]

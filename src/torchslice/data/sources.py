@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from ..errors import TorchsliceError
-from ..imports import call, import_object
+from ..imports import call, import_object, import_torchvision
 from ..registry import Registry, unknown
-from ..vision import import_torchvision
+from .build import task
 from .folder import read_folder
-from .splits import Data, Split
+from .images import Images
+from .task import Task
 
 DIGITS = tuple("0123456789")
 
-SOURCES: Registry[Callable[..., Data]] = Registry("data set")
+SOURCES: Registry[Callable[..., Task]] = Registry("data set")
 
 
 def names() -> list[str]:
@@ -33,46 +34,49 @@ def load(
     data_dir: str | Path | None = None,
     *,
     seed: int = 0,
-    validation_share: float = 0.1,
+    validation_fraction: float = 0.1,
     download: bool = True,
     **options: Any,
-) -> Data:
+) -> Task:
     """Load a data set by name, "folder:PATH" or "package.module:function".
 
     `seed` draws the validation split from the training data; the test split never depends on it. `data_dir` holds the
     files of the named data sets (default: the environment variable TORCHSLICE_DATA, else ~/.cache/torchslice); missing
     ones are downloaded if `download`. A folder has one sub-folder per class, or these inside train, validation and
-    test; its options are `image_size`, `crop_padding` and `flip`. A function gets the options and returns a Data.
+    test; its options are those of `folder.read_folder`, such as `image_size`. A function gets the options and returns a
+    Task, for instance by `data.task`.
 
     >>> load("digits")
-    Data(digits: 10 classes, 1295 / 143 / 359 train / validation / test images of 1x8x8)
+    Task(digits: 10 classes, train: 1295 images of 1x8x8, validation: 143, test: 359)
     """
     kind, _, rest = name.partition(":")
     what = f"data set {name!r}"
     if kind == "folder":
-        return call(read_folder, what, path=rest, seed=seed, validation_share=validation_share, **options)
+        return call(read_folder, what, path=rest, seed=seed, validation_fraction=validation_fraction, **options)
     if rest:
-        data = call(import_object(name), what, **options)
-        if not isinstance(data, Data):
-            raise TorchsliceError(f"{what} returned a {type(data).__name__}; it must return a torchslice.data.Data.")
-        return data
+        made = call(import_object(name), what, **options)
+        if not isinstance(made, Task):
+            raise TorchsliceError(
+                f"{what} returned a {type(made).__name__}; it must return a Task, such as torchslice.data.task makes."
+            )
+        return made
     if name not in SOURCES:
         raise unknown("data set", name, [*names(), "folder:PATH", "package.module:function"])
     if options:
         raise TorchsliceError(f"{what} takes no options; got {', '.join(options)}.")
     where = Path(data_dir or os.environ.get("TORCHSLICE_DATA") or "~/.cache/torchslice").expanduser()
-    split = {"seed": seed, "validation_share": validation_share}
+    split = {"seed": seed, "validation_fraction": validation_fraction}
     return SOURCES[name](data_dir=where, download=download, split=split)
 
 
 @SOURCES.register("digits")
-def digits(data_dir: Path, download: bool, split: dict[str, Any]) -> Data:
+def digits(data_dir: Path, download: bool, split: dict[str, Any]) -> Task:
     """Return the 1,797 hand-written digits that come with scikit-learn, 8x8, grey."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().byte().unsqueeze(1)  # [n, 1, 8, 8], were 0..16
-    return Data.build("digits", Split(images, torch.from_numpy(bunch.target).long()), classes=DIGITS, **split)
+    return task(Images(images, torch.from_numpy(bunch.target)), classes=DIGITS, name="digits", **split)
 
 
 def _from_torchvision(
@@ -85,7 +89,7 @@ def _from_torchvision(
     split: dict[str, Any],
     crop_padding: int,
     flip: bool,
-) -> Data:
+) -> Task:
     """Read a data set through its torchvision class; `files` says in an error what is expected in `data_dir`."""
     dataset_class = getattr(import_torchvision().datasets, class_name)
     parts = {}
@@ -93,18 +97,16 @@ def _from_torchvision(
         choice = {"split": part} if class_name == "SVHN" else {"train": part == "train"}
         try:
             dataset = _read_or_download(dataset_class, data_dir, (data_dir / files).parent, download, choice)
-            parts[part] = _to_split(dataset)
+            parts[part] = _to_images(dataset, crop_padding, flip)
         except Exception as error:  # damaged files make the readers raise nearly anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TorchsliceError(
                 f"data set {name!r} could not be read{' or downloaded' if download else ''} ({reason}). Expected: "
-                f"{data_dir / files}. Put the files there, remove damaged ones, or name another folder: --data-dir, "
-                f"data_dir or TORCHSLICE_DATA."
+                f"{data_dir / files}. Put the files there, remove damaged ones, or name another folder: data_dir= "
+                f"or TORCHSLICE_DATA."
             ) from error
     classes = DIGITS if class_name in ("MNIST", "SVHN") else dataset.classes
-    return Data.build(
-        name, parts["train"], parts["test"], classes=classes, crop_padding=crop_padding, flip=flip, **split
-    )
+    return task(parts["train"], test=parts["test"], classes=classes, name=name, **split)
 
 
 def _read_or_download(dataset_class: Any, data_dir: Path, folder: Path, download: bool, choice: dict[str, Any]) -> Any:
@@ -124,13 +126,14 @@ def _read_or_download(dataset_class: Any, data_dir: Path, folder: Path, download
         raise
 
 
-def _to_split(dataset: Any) -> Split:
+def _to_images(dataset: Any, crop_padding: int, flip: bool) -> Images:
     images = torch.as_tensor(dataset.data)  # [n, H, W], [n, H, W, 3] or [n, 3, H, W]
     if images.dim() == 3:
         images = images.unsqueeze(1)
     elif images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2).contiguous()
-    return Split(images, torch.as_tensor(dataset.labels if hasattr(dataset, "labels") else dataset.targets))
+    labels = torch.as_tensor(dataset.labels if hasattr(dataset, "labels") else dataset.targets)
+    return Images(images, labels, crop_padding=crop_padding, flip=flip)
 
 
 _MNIST_FILES = "raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
@@ -147,15 +150,15 @@ for _name, (_class, _files, _padding, _flip) in _TORCHVISION.items():
 
 
 @SOURCES.register("mnist-pairs")
-def mnist_pairs(data_dir: Path, download: bool, split: dict[str, Any]) -> Data:
+def mnist_pairs(data_dir: Path, download: bool, split: dict[str, Any]) -> Task:
     """Return pairs of MNIST digits side by side at half their size, 14x28: 100 classes, "00" to "99"."""
     mnist = SOURCES["mnist"](data_dir=data_dir, download=download, split=split)
 
-    def pairs(part: Split) -> Split:
+    def pairs(part: Any) -> Images:
         left = part.images.unfold(2, 2, 2).unfold(3, 2, 2).float().mean((-2, -1)).round().byte()  # [n, 1, 14, 14]
         other = torch.randperm(len(left), generator=torch.Generator().manual_seed(0))
-        return Split(torch.cat([left, left[other]], 3), 10 * part.labels + part.labels[other])
+        return Images(torch.cat([left, left[other]], 3), 10 * part.labels + part.labels[other])
 
     classes = [a + b for a in DIGITS for b in DIGITS]
     train, validation, test = map(pairs, (mnist.train, mnist.validation, mnist.test))
-    return Data.build("mnist-pairs", train, test, classes=classes, validation=validation)
+    return task(train, validation, test, classes=classes, name="mnist-pairs")

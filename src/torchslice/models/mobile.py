@@ -10,16 +10,6 @@ from .blocks import conv_norm, initialise, scaled
 SEPARABLE = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
 
-def separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """Return a 3x3 convolution per channel, then a 1x1 convolution across channels, each with batch norm and ReLU."""
-    return nn.Sequential(
-        *conv_norm(inputs, inputs, 3, stride=stride, groups=inputs),
-        nn.ReLU(inplace=True),
-        *conv_norm(inputs, outputs, 1),
-        nn.ReLU(inplace=True),
-    )
-
-
 class MobileNet(nn.Module):
     """MobileNet v1 (arXiv 1704.04861, table 1) for small images: the stem and the first block keep their size."""
 
@@ -27,11 +17,12 @@ class MobileNet(nn.Module):
         super().__init__()
         inputs = scaled(32, width)
         self.stem = nn.Sequential(*conv_norm(channels, inputs, 3), nn.ReLU(inplace=True))
-        blocks = []
+        self.blocks = nn.Sequential()
         for outputs, stride in SEPARABLE:
-            blocks.append(separable(inputs, scaled(outputs, width), stride))
+            depthwise = (*conv_norm(inputs, inputs, 3, stride=stride, groups=inputs), nn.ReLU(inplace=True))
+            pointwise = (*conv_norm(inputs, scaled(outputs, width), 1), nn.ReLU(inplace=True))
+            self.blocks.append(nn.Sequential(*depthwise, *pointwise))
             inputs = scaled(outputs, width)
-        self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(inputs, num_classes)
         initialise(self)

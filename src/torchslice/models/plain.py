@@ -1,51 +1,20 @@
-"""Networks that are one chain of 3x3 convolutions.
-
-Shapes: B batch, C classes, H and W of the images. Images of 32x32 leave five poolings as 1x1; poolings round up and a
-global average pool follows, so other sizes fit too.
-"""
+"""Networks that are one chain of convolutions; poolings round up, so that images need not be of 32x32."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from .blocks import conv_relu, initialise, scaled
+from .blocks import Chain, convolutions, initialise, linear_relu, scaled
 
-VGG16_GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-
-
-def _features(groups: Sequence[Sequence[int]], channels: int, batch_norm: bool) -> nn.Sequential:
-    """Return groups of convolutions of these widths, a 2x2 max pool after each group."""
-    layers: list[nn.Module] = []
-    for group in groups:
-        for outputs in group:
-            layers.append(conv_relu(channels, outputs, batch_norm=batch_norm))
-            channels = outputs
-        layers.append(nn.MaxPool2d(2, ceil_mode=True))
-    return nn.Sequential(*layers)
+VGG16_PLAN = "64 64 P 128 128 P 256 256 256 P 512 512 512 P 512 512 512 P"
 
 
-class _Chain(nn.Module):
-    """Features, global average pool, classifier: [B, channels, H, W] -> [B, C]."""
-
-    def __init__(self, features: nn.Module, classifier: nn.Module) -> None:
-        super().__init__()
-        self.features = features
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = classifier
-        initialise(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.pool(self.features(images)).flatten(1))
-
-
-class ConvNet(_Chain):
-    """Six convolutions with batch norm, 32 32 | 64 64 | 128 128 channels, for quick experiments on images from 8x8."""
+class ConvNet(Chain):
+    """Six convolutions with batch norm, for quick experiments on images from 8x8."""
 
     def __init__(self, num_classes: int = 10, *, channels: int = 3, width: float = 1.0) -> None:
-        groups = [[scaled(n, width)] * 2 for n in (32, 64, 128)]
-        super().__init__(_features(groups, channels, batch_norm=True), nn.Linear(groups[-1][-1], num_classes))
+        features = convolutions("32 32 P 64 64 P 128 128 P", channels, width)
+        super().__init__(features, nn.Linear(scaled(128, width), num_classes))
 
 
 class LeNet(nn.Module):
@@ -55,59 +24,34 @@ class LeNet(nn.Module):
         super().__init__()
         first, second, third, fourth = (scaled(n, width) for n in (6, 16, 120, 84))
         self.features = nn.Sequential(
-            nn.Conv2d(channels, first, 5, padding=2),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2, ceil_mode=True),
-            nn.Conv2d(first, second, 5, padding=2),
-            nn.ReLU(inplace=True),
-            nn.AdaptiveMaxPool2d(5),
+            *(nn.Conv2d(channels, first, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2, ceil_mode=True)),
+            *(nn.Conv2d(first, second, 5, padding=2), nn.ReLU(inplace=True), nn.AdaptiveMaxPool2d(5)),
         )
-        self.classifier = nn.Sequential(
-            nn.Linear(second * 25, third),
-            nn.ReLU(inplace=True),
-            nn.Linear(third, fourth),
-            nn.ReLU(inplace=True),
-            nn.Linear(fourth, num_classes),
-        )
+        hidden = (*linear_relu(second * 25, third), *linear_relu(third, fourth))
+        self.classifier = nn.Sequential(*hidden, nn.Linear(fourth, num_classes))
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images).flatten(1))
 
 
-class SimCNN(_Chain):
+class SimCNN(Chain):
     """Thirteen convolutions and three linear layers (MwT, arXiv 2306.09376), there without batch norm."""
 
     def __init__(
         self, num_classes: int = 10, *, channels: int = 3, width: float = 1.0, batch_norm: bool = True
     ) -> None:
-        groups = [[scaled(n, width) for n in group] for group in VGG16_GROUPS]
-        hidden = scaled(512, width)
-        classifier = nn.Sequential(
-            nn.Dropout(0.5),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, num_classes),
-        )
-        super().__init__(_features(groups, channels, batch_norm), classifier)
+        n = scaled(512, width)
+        hidden = (nn.Dropout(0.5), *linear_relu(n, n), nn.Dropout(0.5), *linear_relu(n, n))
+        classifier = nn.Sequential(*hidden, nn.Linear(n, num_classes))
+        super().__init__(convolutions(VGG16_PLAN, channels, width, batch_norm=batch_norm), classifier)
 
 
-class VGG16(_Chain):
+class VGG16(Chain):
     """VGG16 with batch norm (arXiv 1409.1556, configuration D) and a classifier 512-512-C, for small images."""
 
     def __init__(self, num_classes: int = 10, *, channels: int = 3, width: float = 1.0) -> None:
-        groups = [[scaled(n, width) for n in group] for group in VGG16_GROUPS]
-        hidden = scaled(512, width)
-        classifier = nn.Sequential(
-            nn.Linear(hidden, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            nn.Linear(hidden, num_classes),
-        )
-        super().__init__(_features(groups, channels, batch_norm=True), classifier)
+        n = scaled(512, width)
+        hidden = (*linear_relu(n, n), nn.Dropout(0.5), *linear_relu(n, n), nn.Dropout(0.5))
+        classifier = nn.Sequential(*hidden, nn.Linear(n, num_classes))
+        super().__init__(convolutions(VGG16_PLAN, channels, width), classifier)

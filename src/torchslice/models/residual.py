@@ -1,67 +1,43 @@
-"""Networks with residual connections.
-
-Shapes: B batch, C classes, H and W of the images.
-"""
+"""Networks with residual connections."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import conv_norm, conv_relu, initialise, scaled
+from .blocks import Chain, conv_norm, convolutions, initialise, scaled
 
 
-class ResCNN(nn.Module):
-    """Twelve convolutions, three pairs with a residual connection (MwT, arXiv 2306.09376), there without batch norm.
-
-    Channels 64 128 P 128 128+ 256 P 512 P 512 512+ 512 P 512 P 512 512+: P is a 2x2 max pool, + adds the input of the
-    pair that ends here after its ReLU. Poolings round up and a global average pool follows, so that not only images of
-    32x32 fit.
-    """
+class ResCNN(Chain):
+    """Twelve convolutions, three pairs with a residual connection (MwT, arXiv 2306.09376), there without batch norm."""
 
     def __init__(
         self, num_classes: int = 10, *, channels: int = 3, width: float = 1.0, batch_norm: bool = True
     ) -> None:
-        super().__init__()
-        small, middle, large, wide = (scaled(n, width) for n in (64, 128, 256, 512))
-
-        def conv(inputs: int, outputs: int) -> nn.Module:
-            return conv_relu(inputs, outputs, batch_norm=batch_norm)
-
-        def pair(width: int) -> nn.Module:
-            return AddInput(nn.Sequential(conv(width, width), conv(width, width)))
-
-        def pool() -> nn.Module:
-            return nn.MaxPool2d(2, ceil_mode=True)
-
-        self.features = nn.Sequential(
-            *(conv(channels, small), conv(small, middle), pool()),
-            *(pair(middle), conv(middle, large), pool()),
-            *(conv(large, wide), pool()),
-            *(pair(wide), conv(wide, wide), pool()),
-            *(conv(wide, wide), pool()),
-            pair(wide),
+        middle, wide = scaled(128, width), scaled(512, width)
+        part = partial(convolutions, width=width, batch_norm=batch_norm)
+        features = nn.Sequential(
+            *part("64 128 P", channels),
+            AddInput(part("128 128", middle)),
+            *part("256 P 512 P", middle),
+            AddInput(part("512 512", wide)),
+            *part("512 P 512 P", wide),
+            AddInput(part("512 512", wide)),
         )
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(wide, num_classes))
-        initialise(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits, [B, C], of images [B, channels, H, W]."""
-        return self.classifier(self.pool(self.features(images)).flatten(1))
+        super().__init__(features, nn.Sequential(nn.Dropout(0.5), nn.Linear(wide, num_classes)))
 
 
 class AddInput(nn.Module):
-    """x + body(x)."""
+    """x + body(x), a body that keeps the shape."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the shape of x, which `body` must keep."""
         return x + self.body(x)
 
 
@@ -75,15 +51,12 @@ class ResNet(nn.Module):
     def __init__(self, depths: Sequence[int], widths: Sequence[int], num_classes: int, channels: int) -> None:
         super().__init__()
         self.stem = conv_norm(channels, widths[0], 3)
-        inputs = widths[0]
-        stages = []
-        for index, (depth, outputs) in enumerate(zip(depths, widths, strict=True)):
-            first = BasicBlock(inputs, outputs, stride=1 if index == 0 else 2)
-            stages.append(nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(depth - 1))))
-            inputs = outputs
-        self.stages = nn.Sequential(*stages)
+        self.stages = nn.Sequential()
+        for depth, inputs, outputs in zip(depths, (widths[0], *widths[:-1]), widths, strict=True):
+            first = BasicBlock(inputs, outputs, stride=2 if self.stages else 1)
+            self.stages.append(nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(depth - 1))))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(inputs, num_classes)
+        self.classifier = nn.Linear(widths[-1], num_classes)
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:

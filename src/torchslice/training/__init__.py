@@ -1,7 +1,28 @@
-"""Training: one visible loop, objectives, batches on the device, and checkpoints that resume bit-equal."""
+"""Training: settings, one visible loop, objectives, checkpoints that resume bit-equal; and what a network is worth."""
 
-from .fit import accuracy, fit
-from .objectives import Objective, cross_entropy
-from .placement import Placement, choose_placement
+from .costs import Cost, Latency, cost, latency, latency_ms
+from .evaluate import Accuracy, accuracy, accuracy_of, confusion, predict
+from .finetune import finetune
+from .fit import fit
+from .objectives import CrossEntropy, Objective
+from .outcome import Outcome
+from .settings import Training
 
-__all__ = ["Objective", "Placement", "accuracy", "choose_placement", "cross_entropy", "fit"]
+__all__ = [
+    "Accuracy",
+    "Cost",
+    "CrossEntropy",
+    "Latency",
+    "Objective",
+    "Outcome",
+    "Training",
+    "accuracy",
+    "accuracy_of",
+    "confusion",
+    "cost",
+    "finetune",
+    "fit",
+    "latency",
+    "latency_ms",
+    "predict",
+]

@@ -1,0 +1,219 @@
+"""Every benchmark at its smallest scale: it runs, resumes, and writes what it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import experiment, extend, mwt, readapt, restructure, reuse, slicing, speed
+from benchmarks.experiment import Benchmark
+from torchslice.data import load
+from torchslice.maintain import PRUNING
+
+
+def smoke(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[list[dict[str, Any]], str]:
+    """Run a benchmark in this folder, at the smoke scale with some changes; return its runs and its page."""
+    monkeypatch.setitem(benchmark.settings, "smoke", replace(benchmark.settings["smoke"], **changes))
+    runs = benchmark("smoke", out=".", device="cpu", progress=False)["runs"]
+    page = Path(f"{benchmark.name}-smoke.md").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmark.part, "result", None)  # what is finished is not run again
+        assert benchmark("smoke", out=".", device="cpu", progress=False)["runs"] == runs
+    again = benchmark("smoke", out=".", page_only=True)["runs"]
+    assert again == runs and Path(f"{benchmark.name}-smoke.md").read_text() == page
+    return runs, page
+
+
+def test_mwt(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(mwt.BENCHMARK, monkeypatch, task_sizes=(5, 10))
+    found = {(row["classes"], row["figure"]): row["value"] for row in run["tasks"]}
+    tasks = ("0, 1, 2, 3, 4", "5, 6, 7, 8, 9", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
+    assert {(task, arm) for task in tasks for arm in mwt.ARMS} < set(found) and len(found) == 3 * (len(mwt.ARMS) + 3)
+    assert all(0 <= value <= 1 for value in found.values())
+    assert all(f"| {arm} |" in page for arm in mwt.ARMS) and f"{100 * run['standard_accuracy']:.2f}" in page
+
+
+def test_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    (network,) = reuse.SETTINGS["smoke"].networks
+    (run,), page = smoke(reuse.BENCHMARK, monkeypatch, networks=(replace(network, sizes=(5, 10)),))
+    found: dict[Any, list[float]] = {}
+    for row in run["arms"]:
+        assert 0 <= row["accuracy"] <= 1 and 0 < row["retention"] <= 1
+        found.setdefault((row["arm"], row["size"]), []).append(row["retention"])
+    assert found.keys() == {(arm, size) for arm in reuse.ARMS for size in (5, 10)}
+    assert found["ours", 5] == found["control: standard, sliced", 5]
+    assert found["ours", 5] == pytest.approx(network.neuron_fractions, abs=0.03)
+    assert found["control: random slices, trained", 5] == found["ours", 5][:1]
+    assert [row["size"] for row in run["subsets"]] == [2, 2, 3, 3, 5, 5, 10]
+    assert all(0 <= row["ours"] <= 1 and row["standard"] > 0.5 for row in run["subsets"])
+    assert {row["network"] for row in run["calibration"]} == {"standard, restricted", "ours, cut", "ours, calibrated"}
+    assert all(0 <= row["error"] <= 1 for row in run["calibration"]) and all(row["value"] > 0 for row in run["times"])
+    assert (
+        all(f"| {arm} |" in page for arm in reuse.ARMS) and "(reuse-smoke.png)" in page and "| 1 set(s) of 10 |" in page
+    )
+
+
+def test_sub_tasks_by_hand() -> None:
+    assert reuse.disjoint(5, (2, 5), 10, 0) == [(0, 1), (2, 3), (0, 1, 2, 3, 4)]
+    few = reuse.disjoint(100, (2, 50), 4, 0)
+    assert (
+        len(few) == 6
+        and set(few) < set(reuse.disjoint(100, (2, 50), 50, 0))
+        and few != reuse.disjoint(100, (2, 50), 4, 1)
+    )
+    draw = reuse.draw_subsets
+    assert len(draw(10, 2, 45, 0)) == 45 and draw(10, 10, 45, 0) == [tuple(range(10))]
+    drawn = draw(100, 3, 20, 1)
+    assert len(set(drawn)) == 20 and drawn == draw(100, 3, 20, 1) != draw(100, 3, 20, 2)
+    assert all(list(labels) == sorted(set(labels)) and max(labels) < 100 for labels in drawn)
+    assert draw(100, 100, 20, 1) == [tuple(range(100))]
+
+
+def test_restricted_answers_by_hand() -> None:
+    task = load("digits")
+    whole = torch.nn.functional.one_hot(task.test.labels, 10).float()
+    logits, labels = reuse.answers(whole, task, (3, 8))
+    assert torch.equal(labels, task.restrict(["3", "8"]).test.labels) and logits.shape == (len(labels), 2)
+    assert reuse.restricted(whole, task, (3, 8)) == 1 and reuse.restricted(-whole, task, (3, 8)) == 0
+
+
+def test_slicing(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = slicing.SETTINGS["smoke"].networks[:1]
+    runs, page = smoke(
+        slicing.BENCHMARK, monkeypatch, networks=networks, neuron_fractions=(0.3, 0.8), thetas=(0.9, 0.97)
+    )
+    (run,) = runs
+    curves = {(point["strategy"], point["metric"]) for point in run["points"]}
+    names = ("PerLayer", "PerClass", "ReachTheta, mass", "ReachTheta, CKA of means", "ReachTheta, CKA of maps")
+    expected = {(name, metric) for name in names for metric in ("avg", "var", "ens", "taylor", "deeplift")}
+    assert (
+        expected < curves
+        and ("control: random", "-") in curves
+        and ("ReachTheta, CKA of maps, sloped", "taylor") in curves
+    )
+    keys = ("compression", "neuron_retention", "validation", "test")
+    assert all(0 <= point[key] <= 1 for point in (*run["points"], run["whole"]) for key in keys)
+    assert run["whole"]["compression"] == 0 and max(point["compression"] for point in run["points"]) > 0.5
+    assert run["whole"]["validation"] > 0.3  # it has learned something that can be lost
+    assert "## lenet on digits" in page and "(slicing-smoke.png)" in page
+    assert all(page.count(f"| {strategy} | {metric} |") == 2 for strategy, metric in curves)
+
+
+@pytest.mark.parametrize(("scale", "networks"), [("cpu", 4), ("paper", 6)])
+def test_slicing_asks_the_published_question(scale: str, networks: int) -> None:
+    settings = slicing.SETTINGS[scale]
+    assert settings.neuron_fractions == pytest.approx([n / 10 for n in range(1, 11)]) and settings.seeds == 3
+    assert {n / 100 for n in range(90, 100)} <= set(settings.thetas) and len(settings.networks) == networks
+
+
+def test_restructure(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = restructure.SETTINGS["smoke"]
+    (run,), page = smoke(restructure.BENCHMARK, monkeypatch)
+    found = {(row["method"], row["arm"]): row for row in run["rows"]}
+    assert set(found) == {(method, arm) for method in (*PRUNING.names(), "structured") for arm in restructure.ARMS}
+    for (method, arm), row in found.items():
+        assert 0 <= row["compression"] <= 1 - settings.param_retention + 0.01 and 0 <= row["test_accuracy"] <= 1
+        steps = list(zip(row["param_retention"], row["validation_accuracy"], strict=True))
+        least = steps[0][1] - settings.max_accuracy_loss - 2e-4
+        assert row["compression"] == 0 or any(
+            abs(1 - left - row["compression"]) < 2e-4 and accuracy >= least for left, accuracy in steps
+        )
+        assert ("cut" in row["step"]) == (arm != "whole")
+        assert (row["trainings"] is None) == (method == "structured")
+        assert f"| {method}, {arm} |" in page
+    sizes = {arm: found["lamp", arm]["param_retention"][1] for arm in ("slice", "random")}
+    assert sizes["slice"] == pytest.approx(sizes["random"], abs=0.01) and sizes["slice"] < 1
+
+
+def test_readapt(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(readapt.BENCHMARK, monkeypatch)
+    found = {(row["scenario"], row["arm"]): row for row in run["rows"]}
+    assert set(found) == {(scenario, arm) for scenario in ("fgsm", "contrast", "damage 30%") for arm in readapt.ARMS}
+    trained = {arm: found["fgsm", arm]["param_fraction"] for arm in readapt.ARMS}
+    assert trained["not adapted"] is None and trained["full fine-tuning"] == 1
+    assert trained["critical neurons"] == trained["control: random neurons"] < 0.25
+    assert trained["critical neurons, equal fractions"] == trained["control: random, equal fractions"] < 0.25
+    assert trained["last layer"] < trained["critical neurons"] <= 0.2 < trained["critical neurons, classifier"] < 0.3
+    assert trained["low-rank adapters"] <= trained["critical neurons"]
+    for row in found.values():
+        assert 0 <= row["new_accuracy"] <= 1 and 0 <= row["clean_accuracy"] <= 1
+        if row["arm"] != "not adapted":
+            means = [sum(pair) / 2 for pair in zip(row["validation_new"], row["validation_clean"], strict=True)]
+            assert means[row["best_epoch"]] == pytest.approx(max(means), abs=1e-4)
+            assert row["seconds"] == sorted(row["seconds"]) and row["steps"] == sorted(row["steps"])
+        if row["scenario"].startswith("damage"):
+            assert row["new_accuracy"] == row["clean_accuracy"]
+    clean = {row["clean_accuracy"] for row in found.values() if row["arm"] == "not adapted"}
+    assert len(clean) == 2  # of the network, and of the damaged one
+    assert all(page.count(f"| {arm} |") == 2 for arm in readapt.ARMS)
+    assert "| new / clean | fgsm | contrast | damage 30% |" in page
+
+
+def test_the_target_is_nine_tenths_of_the_gain_of_full_fine_tuning() -> None:
+    def arm(*values: float) -> dict[str, Any]:
+        return {"validation_new": list(values), "best_epoch": 2}
+
+    arms: dict[str, Any] = {"not adapted": {"validation_new": None}, "full fine-tuning": arm(0.2, 0.6, 0.8)}
+    arms |= {"slow": arm(0.2, 0.5, 0.73), "late": arm(0.2, 0.3), "exact": arm(0.2, 0.3, 0.2 + 0.9 * 0.6, 0.9)}
+    expected = {"not adapted": None, "full fine-tuning": 2, "slow": None, "late": None, "exact": 2}
+    assert readapt.to_target(arms) == expected
+    assert readapt.to_target({"full fine-tuning": arm(0.9, 0.9, 0.905), "other": arm(0.9, 0.9, 0.99)}) == {}
+
+
+def test_extend(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(extend.BENCHMARK, monkeypatch, restarts=(True, False))
+    arms = {row["arm"]: row for row in run["arms"]}
+    assert list(arms) == list(extend.ARMS)
+    for name, arm in arms.items():
+        figures = ("new",) if name == "scratch" else ("known", "new", "all", "all_known", "all_new")
+        assert all(0 <= arm[figure] <= 1 for figure in figures)
+        assert arm["identical"] is None or arm["identical"] == arm["kept"] == 1
+    assert {name for name, arm in arms.items() if arm["identical"] is not None} == {
+        *("ours", "ours, bias", "ours, replay", "ours, slice as found"),
+        *("control: random slice", "control: random slice, replay"),
+    }
+    assert [variant["restart"] for variant in run["variants"]] == [True, False]
+    best = max(run["variants"], key=lambda variant: variant["validation"])
+    assert run["chosen"] == {key: best[key] for key in ("metric", "neuron_fraction", "restart")}
+    assert arms["ours"]["new"] == best["new"]
+    first, second = run["chain"]
+    assert first["task 2"] is None and second["task 1"] == first["task 1"] and second["task 2"] is not None
+    assert second["neuron_retention"] >= first["neuron_retention"]
+    assert all(arm in page for arm in extend.ARMS) and "in 6 of 6 cases" in page and "## convnet on digits" in page
+
+
+def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = speed.peak_memory, []
+
+    def peak_memory(metrics: tuple[str, ...], *rest: Any) -> tuple[float, float]:
+        asked.append(metrics)
+        return real(metrics, *rest) if metrics == speed.FOUR else (100.0, 200.0)  # a process takes seconds
+
+    monkeypatch.setattr(speed, "peak_memory", peak_memory)
+    runs, page = smoke(speed.BENCHMARK, monkeypatch)
+    rows = [row for run in runs for row in run["rows"]]
+    for what in (
+        *("find_neurons + extract", "MwT step", "sub-task step", "step of 20 % of the neurons", "class slices"),
+        *(
+            "exact cohesion",
+            "speed-up",
+            "avg, var, ens, taylor",
+            "deeplift",
+            "peak memory of avg",
+            "peak memory of deeplift",
+        ),
+    ):
+        assert any(row["what"].startswith(what) for row in rows), what
+    assert all(row["ratio"] > 0 and row["what"] in page for row in rows)
+    assert [row["against"][:6] for row in rows].count("captum") == 2
+    assert asked == [(), speed.FOUR, ("deeplift",)] and "| what | against |" in page
+
+
+def test_networks_of_a_scale_are_loaded_as_they_say() -> None:
+    network = experiment.Network("digits", "lenet", 1.0, 1, train_images=200, validation_images=50)
+    task = network.load(None, seed=3)
+    assert (len(task.train), len(task.validation), len(task.test)) == (200, 50, 359)

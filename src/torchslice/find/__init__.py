@@ -1,0 +1,1 @@
+"""Find slices: with gates (MwT), from contributions (NeuSemSlice), or by training the sub-models that will be cut."""

@@ -1,0 +1,160 @@
+"""How similar the first neurons of a layer are to the whole layer: linear CKA from Gram matrices, class after class.
+
+Shapes: B batch, C classes, n samples (or positions), N neurons of a layer, P positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...data import Task
+from ...errors import TorchsliceError
+from ...graph.activations import Activations, find_activations, reading
+from ...graph.neurons import Neurons
+from ...inputs import device_of
+from ...registry import unknown
+from ...training.progress import Bar, progress_bar
+from .contributions import Contributions
+from .readings import by_position, detached
+from .selection import in_order, prefix_cka
+
+POSITIONS = ("all", "mean")
+MEMORY_GB = 2.0  # for matrices of the layers of one run, in GiB; the widest layer alone has to fit
+RESOLUTION = 1e-6  # a neuron whose activations spread less than this fraction of their mean is constant in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """Number, mean [N] and centred Gram matrix [N, N] of activations, in float64; `+` pools two sets of them.
+
+    >>> (Scatter.of(torch.tensor([[1.0], [2.0]])) + Scatter.of(torch.tensor([[6.0]]))).gram
+    tensor([[14.]], dtype=torch.float64)
+    """
+
+    count: int
+    mean: Tensor
+    gram: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Scatter:
+        """Return the scatter of activations [n, N]."""
+        start = values[0].double()
+        shifted = values.double() - start  # [n, N], zeros where a neuron is constant
+        mean = shifted.mean(0)
+        centred = shifted - mean
+        return cls(len(values), start + mean, centred.T @ centred)
+
+    def __add__(self, other: Scatter) -> Scatter:
+        """Pool two scatters (Chan, Golub & LeVeque, 1983)."""
+        count, shift = self.count + other.count, other.mean - self.mean
+        between = torch.outer(shift, shift) * (self.count * other.count / count)
+        return Scatter(count, self.mean + shift * (other.count / count), self.gram + other.gram + between)
+
+    def resolved(self) -> Tensor:
+        """Return the Gram matrix with zeros where a neuron varies less than float32 can tell, float64 [N, N]."""
+        varies = self.gram.diagonal() > self.count * (RESOLUTION * self.mean) ** 2  # [N]
+        return self.gram * (varies[:, None] & varies)
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """How similar the first neurons of each layer are to the whole layer, for slices at any theta.
+
+    Attributes:
+        curves: sim(1..N) per class in the order of each metric's contributions, {metric: {layer: float64 [C, N]}}.
+        pooled: Gram matrices of all classes together, {layer: float64 [N, N]}.
+        positions: what was compared, see `similarity`.
+    """
+
+    curves: dict[str, dict[str, Tensor]]
+    pooled: dict[str, Tensor]
+    positions: str
+
+
+def similarity(
+    neurons: Neurons,
+    task: Task,
+    scores: Contributions,
+    *,
+    positions: str = "all",
+    batch_size: int = 128,
+    progress: bool = True,
+) -> Similarity:
+    """Run the samples of the contributions through the model and compare every prefix of every layer with all of it.
+
+    One run serves all classes and metrics, and as many layers as fit into `MEMORY_GB`. Classes come one by one, so that
+    a layer needs two float64 matrices [N, N], that of the class and the pooled one, whatever the number of classes.
+
+    Args:
+        positions: "mean" compares the means of the samples over their positions (pixels, tokens), "all" the whole maps.
+            The positions of a layer that is used several times are those of all its uses.
+        batch_size: samples per forward pass; the result does not depend on it.
+
+    >>> found = similarity(neurons, task, scores, progress=False)
+    >>> few, many = (ts.semantic.ReachTheta(theta).choose(scores, similarity=found) for theta in (0.9, 0.99))
+    >>> few.critical <= many.critical
+    True
+    """
+    if positions not in POSITIONS:
+        raise unknown("positions", positions, POSITIONS)
+    if batch_size < 1:
+        raise TorchsliceError(f"batch_size must be at least 1, got {batch_size}.")
+    scores.check_of(neurons, task)
+    own, labels = neurons.on(detached(neurons.model)), task.train.labels[scores.samples]
+    of_class = [scores.samples[labels == label].split(batch_size) for label in range(len(task.classes))]
+    groups = [find_activations(neurons, layers) for layers in _that_fit(neurons)]
+    curves: dict[str, dict[str, list[Tensor]]] = {m: {layer: [] for layer in neurons.layers} for m in scores.metrics}
+    pooled: dict[str, Tensor] = {}
+    with progress_bar(progress, total=len(groups) * sum(map(len, of_class))) as bar:
+        for where in groups:
+            together: dict[str, Scatter] = {}
+            for label, batches in enumerate(of_class):
+                for layer, scatter in _scatters(own, task, batches, where, positions, bar).items():
+                    if not scatter.mean.isfinite().all():
+                        raise TorchsliceError(
+                            f"the activations of layer {layer!r} for class {task.classes[label]!r} are NaN or "
+                            "infinite, so nothing is similar to them. Check the model's weights and the data."
+                        )
+                    together[layer] = together[layer] + scatter if layer in together else scatter
+                    gram = scatter.resolved()
+                    for metric in scores.metrics:
+                        order = in_order(scores[metric][layer][label])
+                        curves[metric][layer].append(prefix_cka(gram, order).cpu())
+            pooled |= {layer: scatter.resolved().cpu() for layer, scatter in together.items()}
+    stacked = {m: {layer: torch.stack(rows) for layer, rows in found.items()} for m, found in curves.items()}
+    return Similarity(stacked, pooled, positions)
+
+
+def _that_fit(neurons: Neurons) -> Iterator[list[str]]:
+    """Yield the layers in groups, in order, whose pairs of float64 matrices [N, N] fit into the memory."""
+    group: list[str] = []
+    free = MEMORY_GB * 2**30
+    for name, layer in neurons.layers.items():
+        if group and 16 * layer.count**2 > free:
+            yield group
+            group, free = [], MEMORY_GB * 2**30
+        group.append(name)
+        free -= 16 * layer.count**2
+    yield group
+
+
+@torch.no_grad()
+def _scatters(
+    neurons: Neurons, task: Task, batches: Sequence[Tensor], where: Activations, positions: str, bar: Bar
+) -> dict[str, Scatter]:
+    """Return the scatter of every layer over some batches of training samples."""
+    found: dict[str, Scatter] = {}
+    for rows, inputs in zip(batches, task.train.read(batches, device=device_of(neurons.model)), strict=True):
+        with reading(neurons.model, where) as seen:
+            neurons.logits(inputs)
+        for layer, uses in seen.values.items():
+            values = by_position(uses, layer, where, len(rows))  # [B, N, P]
+            means = positions == "mean"
+            new = Scatter.of(values.mean(2, dtype=torch.float64) if means else values.movedim(1, 2).flatten(0, 1))
+            found[layer] = found[layer] + new if layer in found else new
+        bar.advance("similarity")
+    return found

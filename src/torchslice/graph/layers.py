@@ -1,0 +1,143 @@
+"""The kinds of layers that can be cut: what the rows and columns of their parameters stand for, and how they change.
+
+A new kind of layer is one class here and one rule in `rules.py`.
+
+Shapes: n channels of one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Ids = np.ndarray  # int [n], the numbers of a tensor's channels
+Flags = np.ndarray  # bool [n]
+
+
+@dataclass(eq=False)
+class Port:
+    """The channels that the rows (`outs`) and columns (`ins`) of one layer's parameters stand for.
+
+    Attributes:
+        outs: number of the channel of each row, int [outputs].
+        ins: number of the channel of each column over all groups, int [inputs]; None for a layer without columns.
+        groups: of channels that are kept apart.
+        kernel: weights per pair of an output and an input channel.
+        positions: places per sample at which the layer is applied, over all its calls.
+    """
+
+    outs: Ids
+    ins: Ids | None = None
+    groups: int = 1
+    kernel: int = 1
+    positions: int = 0
+    makes_neurons: ClassVar[bool] = False  # whether its rows are neurons; else they follow those of other layers
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        """Return the attributes that tell a module of this kind how many rows, columns and groups it has."""
+        raise NotImplementedError
+
+    def cut_columns(self, rows: Tensor, outs: Flags, ins: Flags) -> Tensor:
+        """Return the weight with the columns `ins` only; its rows are cut to `outs` already."""
+        return rows
+
+    def grow_columns(self, rows: Tensor, places: Tensor, new: Tensor) -> Tensor:
+        """Return the weight with its columns at `places`; those that are new read with zero weights."""
+        return rows
+
+    def draw(self, tensor: Tensor, key: str, new: Tensor, inputs: int) -> None:
+        """Fill the new rows of a tensor as PyTorch draws those of a layer with so many inputs."""
+        bound = (self.kernel * inputs) ** -0.5
+        tensor[new] = torch.empty_like(tensor[new]).uniform_(-bound, bound)
+
+    def connections(self, outs: Flags, ins: Flags) -> int:
+        """Count the pairs of an output and an input channel that a weight joins."""
+        return int((outs.reshape(self.groups, -1).sum(1) * ins.reshape(self.groups, -1).sum(1)).sum())
+
+    def zero(self, tensors: Mapping[str, Tensor | None], rows: Tensor) -> None:
+        """Set rows to zero, in place, so that the layer computes zero from zeros; a variance becomes one."""
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            if (tensor := tensors.get(key)) is not None:
+                tensor[rows.to(tensor.device)] = float(key == "running_var")
+
+
+class Linear(Port):
+    """nn.Linear."""
+
+    makes_neurons = True
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        return {"in_features": ins, "out_features": outs}
+
+    def cut_columns(self, rows: Tensor, outs: Flags, ins: Flags) -> Tensor:
+        return rows.index_select(1, torch.from_numpy(ins.nonzero()[0]).to(rows.device))
+
+    def grow_columns(self, rows: Tensor, places: Tensor, new: Tensor) -> Tensor:
+        wide = rows[:, places]
+        wide[:, new] = 0
+        return wide
+
+
+class Conv(Linear):
+    """A convolution of one group."""
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        return {"in_channels": ins, "out_channels": outs, "groups": groups}
+
+
+class Grouped(Port):
+    """A convolution of several groups; those that stay are equally wide."""
+
+    makes_neurons = True
+    sizes = Conv.sizes
+
+    def cut_columns(self, rows: Tensor, outs: Flags, ins: Flags) -> Tensor:
+        parts, start = [], 0
+        for columns, kept in zip(ins.reshape(self.groups, -1), outs.reshape(self.groups, -1), strict=True):
+            stop = start + int(kept.sum())
+            if stop > start:
+                at = torch.from_numpy(columns.nonzero()[0]).to(rows.device)
+                parts.append(rows[start:stop].index_select(1, at))
+            start = stop
+        return torch.cat(parts)
+
+
+class Depthwise(Port):
+    """A convolution with a group for each input channel; its channels live and die with those that it reads."""
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        return {"in_channels": ins, "out_channels": outs, "groups": ins}
+
+    def draw(self, tensor: Tensor, key: str, new: Tensor, inputs: int) -> None:
+        super().draw(tensor, key, new, 1)
+
+    def connections(self, outs: Flags, ins: Flags) -> int:
+        return int(outs.sum())
+
+
+class Norm(Port):
+    """Batch norm or instance norm."""
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        return {"num_features": outs}
+
+    def draw(self, tensor: Tensor, key: str, new: Tensor, inputs: int) -> None:
+        tensor[new] = float(key in ("weight", "running_var"))  # the identity
+
+
+class PReLU(Port):
+    """A PReLU with a slope for each channel; zero stays zero whatever the slope is."""
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        return {"num_parameters": outs}
+
+    def draw(self, tensor: Tensor, key: str, new: Tensor, inputs: int) -> None:
+        """Leave the new rows as the copies that they are."""
+
+    def zero(self, tensors: Mapping[str, Tensor | None], rows: Tensor) -> None:
+        """Leave the slopes as they are."""

@@ -1,0 +1,49 @@
+"""Copies of models: whole ones, and views that share all tensors.
+
+Hooks and modes set on a view never touch the model, which other threads may be running meanwhile.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import TorchsliceError, first_line
+
+
+def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
+    """Return a copy of a model in which some tensors, by their `id`, are replaced by others.
+
+    Raises TorchsliceError for models that hold what cannot be copied.
+    """
+    computed = {  # by hooks, such as those of weight_norm, which compute them again
+        id(tensor): tensor.detach().clone()
+        for module in model.modules()
+        for tensor in vars(module).values()
+        if isinstance(tensor, Tensor) and not tensor.is_leaf and id(tensor) not in replaced
+    }
+    try:
+        return copy.deepcopy(model, {**computed, **replaced})
+    except (TypeError, RuntimeError) as error:
+        raise TorchsliceError(
+            f"the model cannot be copied ({first_line(error)}); take what is no plain data off its modules."
+        ) from error
+
+
+def view_of(model: nn.Module) -> nn.Module:
+    """Return a copy of the modules of a model that shares every parameter, buffer and constant tensor with it.
+
+    >>> view = view_of(model)
+    >>> next(view.parameters()) is next(model.parameters()), view is model
+    (True, False)
+    """
+    shared = {
+        id(tensor): tensor
+        for module in model.modules()
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
+        if isinstance(tensor, Tensor)
+    }
+    return copy_of(model, shared)

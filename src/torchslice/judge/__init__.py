@@ -1,0 +1,32 @@
+"""Say honestly what a network is worth: accuracy, cost, calibration, and what it is compared with."""
+
+from ..training.costs import Cost, Latency, cost, latency, latency_ms
+from ..training.evaluate import Accuracy, accuracy, accuracy_of, confusion, predict
+from .baselines import random_like, reinitialised
+from .calibrate import best_temperature, calibrate, calibration_error
+from .recalibrate import recalibrate, try_recalibration
+from .stages import STAGES, Stage, Stages, evaluate_stages
+
+__all__ = [
+    "STAGES",
+    "Accuracy",
+    "Cost",
+    "Latency",
+    "Stage",
+    "Stages",
+    "accuracy",
+    "accuracy_of",
+    "best_temperature",
+    "calibrate",
+    "calibration_error",
+    "confusion",
+    "cost",
+    "evaluate_stages",
+    "latency",
+    "latency_ms",
+    "predict",
+    "random_like",
+    "recalibrate",
+    "reinitialised",
+    "try_recalibration",
+]

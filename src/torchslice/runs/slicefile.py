@@ -1,0 +1,76 @@
+"""Class slices in a JSON file, tied to the weights they were found in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..errors import TorchsliceError
+from ..files import atomic_write
+from ..find.semantic import SemanticSlices
+from ..slices import Slice
+from ..training.checkpoint import digest_of
+
+FORMAT_VERSION = 2
+T = TypeVar("T")
+
+
+def digest_of_model(model: nn.Module) -> str:
+    """Return the SHA-256 over a network's parameters and buffers."""
+    return digest_of({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
+
+
+@dataclass(frozen=True)
+class SliceFile:
+    """A file of class slices; `about` says how they were found."""
+
+    path: Path
+
+    def write(self, slices: Mapping[str, Slice], weights: str, about: Mapping[str, Any]) -> None:
+        """Write slices that were found in a network whose weights have the digest `weights`."""
+        plain = {name: slice_.to_plain() for name, slice_ in slices.items()}
+        content = {"format_version": FORMAT_VERSION, "weights_sha256": weights, **about, "classes": plain}
+        atomic_write(self.path, json.dumps(content))
+
+    def read(self, weights: str, remedy: str) -> dict[str, Slice]:
+        """Return the slices by class; those of other weights are an error that says the remedy."""
+        return self._read(
+            lambda content: {name: Slice.from_plain(plain) for name, plain in content["classes"].items()},
+            remedy,
+            weights,
+        )
+
+    def found(self, remedy: str) -> SemanticSlices:
+        """Return the slices with all that was found with them by contribution."""
+        return self._read(lambda content: SemanticSlices.from_plain(content["found"]), remedy)
+
+    def _read(self, parse: Callable[[dict[str, Any]], T], remedy: str, weights: str | None = None) -> T:
+        content = read_json(self.path, "classes", "weights_sha256")
+        if weights is not None and content["weights_sha256"] != weights:
+            raise TorchsliceError(f"{self.path} belongs to other weights; {remedy}")
+        try:
+            return parse(content)
+        except Exception as error:  # damaged data can be wrong in any way
+            raise TorchsliceError(f"{self.path} is damaged ({error}); {remedy}") from error
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Return the JSON object in a file, which must have the given keys and a version that is known here."""
+    try:
+        content = json.loads(path.read_text())
+        missing = [key for key in ("format_version", *keys) if key not in content]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise TorchsliceError(f"{path} is damaged ({error}); delete it and make it again.") from error
+    if missing or not isinstance(content, dict):
+        raise TorchsliceError(f"{path} is not of torchslice, or damaged: it has no {', '.join(missing)}.")
+    if content["format_version"] != FORMAT_VERSION:
+        raise TorchsliceError(
+            f"{path} has format version {content['format_version']!r} and this torchslice reads {FORMAT_VERSION}; make "
+            "it again, or use the torchslice that wrote it."
+        )
+    return content

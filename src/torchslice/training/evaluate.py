@@ -1,0 +1,110 @@
+"""How good a model is on the classes that are asked of it.
+
+Shapes: B batch, n samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Task, check_task
+from ..errors import TorchsliceError
+from ..graph.record import evaluating
+from ..inputs import Output, describe, device_of, run, to_device
+from .placement import fast_format, in_format
+from .ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fraction of correct answers, over all samples and per class; None for a class without a sample."""
+
+    overall: float
+    per_class: tuple[float | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.overall:.2%}"
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """Count samples by true class (row) and answered class (column): logits [n, C], labels [n] -> int64 [C, C].
+
+    >>> confusion(torch.tensor([[2.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1])).tolist()
+    [[1, 0], [1, 0]]
+    """
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).reshape(classes, classes)
+
+
+def accuracy_of(logits: Tensor, labels: Tensor) -> Accuracy:
+    """Score logits [n, C] against labels [n]."""
+    return _accuracy(confusion(logits, labels))
+
+
+def _accuracy(table: Tensor) -> Accuracy:
+    pairs = zip(table.diagonal().tolist(), table.sum(1).tolist(), strict=True)
+    return Accuracy(int(table.trace()) / int(table.sum()), tuple(correct / n if n else None for correct, n in pairs))
+
+
+def predict(
+    model: nn.Module, task: Task, split: str = "test", *, batch_size: int = 256, output: Output = None
+) -> Tensor:
+    """Run a model in eval mode over a split, on the model's device and in its precision: float32 [n, C] on the CPU.
+
+    >>> predict(model, task, "validation").shape
+    torch.Size([143, 10])
+    """
+    check_task(task)
+    return torch.cat([logits.float().cpu() for logits, _ in _run(model, task, split, batch_size, output, Ranks())])
+
+
+def accuracy(
+    model: nn.Module,
+    task: Task,
+    split: str = "test",
+    *,
+    batch_size: int = 256,
+    output: Output = None,
+    ranks: Ranks | None = None,
+) -> Accuracy:
+    """Score a model on a split of a task that has the model's classes, in the model's order.
+
+    For a sub-model of some classes, give `task.restrict(classes)`. With `ranks`, processes share the samples.
+
+    >>> 0 <= accuracy(small, task.restrict(["3", "8"])).overall <= 1
+    True
+    """
+    check_task(task)
+    ranks, classes = ranks or Ranks(), len(task.classes)
+    table = torch.zeros(classes, classes, dtype=torch.int64, device=device_of(model))
+    for logits, labels in _run(model, task, split, batch_size, output, ranks):
+        if logits.shape[1] != classes:
+            raise TorchsliceError(
+                f"the model answers with {logits.shape[1]} classes and {task.name} has {classes}; "
+                "give task.restrict(classes) with the model's classes in their order."
+            )
+        table += confusion(logits, labels)
+    return _accuracy(ranks.sum(table))
+
+
+def _run(
+    model: nn.Module, task: Task, split: str, batch_size: int, output: Output, ranks: Ranks
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits [B, C] and labels [B] of this process's part of a split."""
+    device = device_of(model)
+    memory_format = fast_format(model, to_device(task.example, device))
+    for inputs, labels in task.batches(split, batch_size, device=device, part=ranks.part):
+        with evaluating(model):
+            logits = run(model, in_format(inputs, memory_format), output)
+        if logits.dim() != 2:
+            raise TorchsliceError(f"the model's output is {describe(logits)}; needed are logits [B, C].")
+        if not logits.isfinite().all():
+            raise TorchsliceError(
+                f"the model gives NaN or infinite logits for samples of the {split} split of {task.name}, which are no "
+                "answers. Check its weights and the inputs."
+            )
+        yield logits, labels

@@ -1,0 +1,69 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import TorchsliceError
+from .batches import Batches, epoch_seed
+from .objectives import Objective, checked
+from .placement import Placement, in_format
+from .progress import Bar, RunningMeans
+from .settings import Training
+
+SHOW_EVERY = 20  # steps between two looks at the losses, each of which waits for the device
+
+
+def train_epochs(
+    network: nn.Module,
+    batches: Batches,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    training: Training,
+    *,
+    placement: Placement,
+    memory_format: torch.memory_format,
+    done: int,
+    rate: Callable[[int], float],
+    bar: Bar,
+) -> Iterator[dict[str, Any]]:
+    """Train from after epoch `done` to the last epoch and yield a row of figures after each.
+
+    `rate` gives the learning rate of a step, counted from 0 over all epochs.
+    """
+    ranks, step = batches.ranks, done * len(batches)
+    for epoch in range(done + 1, training.epochs + 1):
+        started, means, first_rate = time.perf_counter(), RunningMeans(), rate(step)
+        torch.manual_seed(epoch_seed(training.seed, epoch, ranks.rank))  # dropout
+        network.train()
+        for number, (inputs, labels) in enumerate(batches.epoch(epoch), start=1):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            inputs = in_format(inputs, memory_format)
+            with placement.autocast():
+                loss, correct, parts = checked(objective(network, inputs, labels))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            means.add(len(correct), loss=loss, **parts, train_accuracy=correct.double().mean())
+            look = number % SHOW_EVERY == 0 or number == len(batches)
+            bar.advance(f"epoch {epoch}/{training.epochs}", _losses(means, epoch, training) if look else "")
+        seconds = time.perf_counter() - started
+        yield {"epoch": epoch, "learning_rate": first_rate, **means.read(ranks), "steps": step, "seconds": seconds}
+
+
+def _losses(means: RunningMeans, epoch: int, training: Training) -> str:
+    values = means.read()
+    if not math.isfinite(values["loss"]):
+        raise TorchsliceError(
+            f"the loss is no longer finite in epoch {epoch}. Lower learning_rate (now {training.learning_rate:g}) or "
+            "the weights of the objective, or use precision fp32; finished epochs stay in the folder, if one was given."
+        )
+    return "  ".join(f"{name} {value:.3f}" for name, value in values.items() if "accuracy" not in name)

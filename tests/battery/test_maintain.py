@@ -1,0 +1,91 @@
+"""Maintenance on inputs of any structure: the model untouched, the test split unread, frozen bits frozen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import torchslice as ts
+from tests.battery.trained import KINDS, QUICK, learnable, sealed, trained
+from tests.nets import assert_equal, state
+from torchslice.graph.plan import plan
+from torchslice.judge import predict
+
+NAMES = pytest.mark.parametrize("name", KINDS)
+
+
+@NAMES
+@pytest.mark.parametrize("method", ["lamp", "structured"])
+def test_restructure(name: str, method: str) -> None:
+    neurons, task = trained(name)
+    before, critical = state(neurons.model), neurons.random(0.8)
+    scores = {n: torch.rand(layer.count) for n, layer in neurons.layers.items()} if method == "structured" else None
+    made = ts.restructure(
+        neurons,
+        sealed(task),
+        critical,
+        method=method,
+        param_retention=0.6,
+        scores=scores,
+        max_accuracy_loss=None,
+        training=QUICK,
+    )
+    assert made.best["param_retention"] <= 0.6 and made.about["stopped"] == "target"
+    assert [type(m) for m in made.model.modules()] == [type(m) for m in neurons.model.modules()]
+    assert ts.accuracy(made.model, task, "validation").overall == made.best["validation_accuracy"] > 0.5
+    assert_equal(state(neurons.model), before)
+
+
+@NAMES
+def test_readapt_moves_the_critical_neurons_alone(name: str) -> None:
+    neurons, task = trained(name)
+    before, critical = state(neurons.model), neurons.random(0.5)
+    new = learnable(name, seed=50).train
+    made = ts.readapt(
+        neurons, sealed(task), critical, new, training=replace(QUICK, learning_rate=0.01, optimizer="adamw")
+    )
+    assert made.about["param_fraction"] < 1 and made.best["validation_accuracy"] > 0.8
+    assert_equal(state(neurons.model), before)
+    moved = 0
+    for layer, mask in critical.masks.items():
+        was, now = neurons.model.get_submodule(layer).weight, made.model.get_submodule(layer).weight
+        assert torch.equal(was[~mask], now[~mask])
+        moved += int((was[mask] != now[mask]).any())
+    assert moved or made.kept == 0
+    assert torch.equal(made.model.head.weight, neurons.model.head.weight)
+
+
+@NAMES
+@pytest.mark.parametrize("options", [{}, {"replay": 0.5, "settle": 1, "widen": 1.5}])
+def test_extend_forgets_nothing(name: str, options) -> None:
+    neurons, task = trained(name)
+    six = learnable(name, classes=6)
+    new, before, critical = six.restrict(["eel", "fox"]), state(neurons.model), neurons.random(0.6)
+    training = replace(QUICK, epochs=6, learning_rate=0.1)
+    made = ts.extend(
+        neurons, sealed(new), critical, known=sealed(task) if options else None, training=training, **options
+    )
+    assert made.classes == (*task.classes, "eel", "fox")
+    assert_equal(state(neurons.model), before)
+    if not options:
+        assert torch.equal(predict(made.network(0), task), predict(ts.extract(neurons, critical), task))
+    assert ts.accuracy(made.network(0), task).overall > 0.5
+    assert ts.accuracy(made.network(), new).overall > 0.7
+    if options:
+        assert ts.accuracy(made.joined(), six).overall > 0.5
+        assert len(made.neurons) > len(neurons)
+
+
+@NAMES
+def test_extending_twice(name: str) -> None:
+    neurons, task = trained(name)
+    six, critical = learnable(name, classes=6), neurons.random(0.4)
+    once = ts.extend(neurons, sealed(six.restrict(["eel"])), critical, known=sealed(task), replay=0.5, training=QUICK)
+    known = ts.data.joined(task, six.restrict(["eel"]))
+    more = critical | once.neurons.random(0.5, seed=1)
+    twice = ts.extend(once, sealed(six.restrict(["fox"])), more, known=sealed(known), replay=0.5, training=QUICK)
+    assert twice.classes == (*task.classes, "eel", "fox")
+    assert torch.equal(predict(twice.network(0), task), predict(once.network(0), task))
+    assert not plan(twice.neurons, twice.neurons.full()).held

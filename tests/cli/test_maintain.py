@@ -1,0 +1,188 @@
+"""torchslice restructure, readapt and extend, from every source to an artefact, as Python makes it."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import torchslice as ts
+from torchslice.artefact import read_record
+from torchslice.data import joined
+from torchslice.find.semantic import PerLayer, contributions
+from torchslice.maintain import Extended, top_by_score_per_parameter
+
+from .conftest import QUICK, TRAINING, neurons_of
+
+SOURCES = ("run", "pt", "safetensors", "artefact")
+ONE = dataclasses.replace(TRAINING, epochs=1, device="cpu", progress=False)
+
+
+def mean_scores(neurons, task):
+    return {layer: of.mean(0) for layer, of in contributions(neurons, task, progress=False)["taylor"].items()}
+
+
+def same(model, other, task):
+    return torch.equal(ts.judge.predict(model, task), ts.judge.predict(other, task))
+
+
+# -- restructure --------------------------------------------------------------------------------------------------
+TARGET = {"param_retention": 0.6, "max_accuracy_loss": 1, "prune_fraction": 0.4}
+
+
+@pytest.fixture(scope="module")
+def smaller(standard):
+    """What Python makes of the run, and the slice it starts from."""
+    neurons, task = neurons_of(standard)
+    critical = PerLayer(0.9).choose(contributions(neurons, task, progress=False)).critical
+    training = dataclasses.replace(ONE, learning_rate=0.01)
+    return ts.restructure(neurons, task, critical, training=training, **TARGET), critical, task
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_restructure_saves_what_python_makes(torchslice, sources, source, smaller, tmp_path):
+    path = tmp_path / "new" / "small.safetensors"
+    options = [text for name, value in TARGET.items() for text in (f"--{name.replace('_', '-')}", value)]
+    result = torchslice(
+        "restructure", *sources[source], "--neuron-fraction", 0.9, *options, *QUICK, "--out", path, "--json"
+    )
+    (made, critical, task), found = smaller, ts.load(path)
+    assert same(found.model, made.model, task)
+    assert found.classes == task.classes and found.preprocessing == task.preprocessing and found.slice == critical
+    assert result.json["param_retention"] == made.best["param_retention"] <= 0.6
+    assert (result.json["method"], result.json["stopped"]) == ("lamp", "target")
+    evaluated = torchslice("evaluate", path, "digits", "--device", "cpu", "--json").json
+    assert evaluated["param_retention"] == result.json["param_retention"]
+
+
+def test_restructure_by_neurons_measures_contributions_once(torchslice, sources, tmp_path, monkeypatch):
+    from torchslice.cli import restructure
+
+    computed = []
+    monkeypatch.setattr(restructure, "contributions", lambda *a, **k: computed.append(k) or contributions(*a, **k))
+    path, common = tmp_path / "small.safetensors", ("--max-accuracy-loss", 1, *QUICK)
+    options = ("--method", "structured", "--mac-retention", 0.5, "--neuron-fraction", 0.9, "--metric", "var", *common)
+    result = torchslice("restructure", *sources["run"], "--out", path, *options, "--json").json
+    assert result["mac_retention"] <= 0.5 and result["log"][-1]["sparsity"] == 0 and len(computed) == 1
+    options = ("--no-slice", "--param-retention", 0.9, *common, "--force")
+    text = torchslice("restructure", *sources["run"], "--out", path, *options)
+    assert "iteration 1" in text.out and "cut" not in text.out and f"torchslice evaluate {path} digits" in text.out
+    assert "iteration 1: " in text.err and read_record(path)["slice"] is None and len(computed) == 1
+
+
+# -- readapt ------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def adapted(standard):
+    """What Python makes of the run, and the slice it trains."""
+    neurons, task = neurons_of(standard)
+    critical = top_by_score_per_parameter(neurons, mean_scores(neurons, task), 0.3)
+    new = dataclasses.replace(task.train, images=task.train.images // 2)
+    training = dataclasses.replace(ONE, learning_rate=0.005, optimizer="adamw")
+    return ts.readapt(neurons, task, critical, new, replay=(0, 0.5), classifier=True, training=training), critical, task
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_readapt_saves_what_python_makes(torchslice, sources, source, adapted, own, tmp_path):
+    path = tmp_path / "new" / "adapted.safetensors"
+    options = ("--param-fraction", 0.3, "--replay", "0,0.5", "--classifier", *QUICK)
+    words = (*sources[source], "--new", f"{own}:dim", "--out", path, *options)
+    result = torchslice("readapt", *words, "--json").json
+    (made, critical, task), found = adapted, ts.load(path)
+    assert same(found.model, made.model, task) and found.classes == task.classes and found.slice == critical
+    assert result["replay"] == made.about["replay"] and result["param_fraction"] == made.about["param_fraction"] < 0.35
+
+
+def test_readapt_takes_new_samples_of_some_classes(torchslice, standard, own, tmp_path):
+    path = tmp_path / "adapted.safetensors"
+    options = ("--new", f"{own}:dim", "--data-option", "names=8210", "--param-fraction", 0.3, *QUICK)
+    result = torchslice("readapt", standard, *options, "--out", path)
+    assert f"torchslice evaluate {path} {own}:dim --data-option names=8210" in result.out, result.err
+    assert ts.load(path).classes == tuple("0123456789")
+
+
+def test_readapt_with_class_slices(torchslice, subtasks, own, tmp_path):
+    path = tmp_path / "adapted.safetensors"
+    result = torchslice("readapt", subtasks, "--new", f"{own}:dim", "--out", path, *QUICK)
+    assert f"torchslice evaluate {path} {own}:dim" in result.out, result.err
+
+
+# -- extend -------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def five_sources(five, own, shared):
+    """The network of five digits in all the ways that a command can start from it."""
+    neurons, task = neurons_of(five)
+    torch.save(neurons.model.state_dict(), shared / "five.pt")
+    ts.save(neurons.model, shared / "five.safetensors", classes=task.classes, preprocessing=task.preprocessing)
+    named = ("convnet", f"{own}:load", "--model-argument", "width=0.125", "--weights", shared / "five.pt")
+    return {"run": (five,), "pt": named, "artefact": (shared / "five.safetensors", "digits")}
+
+
+@pytest.fixture
+def seven(torchslice, five, tmp_path):
+    """An artefact that has learned two digits more."""
+    path = tmp_path / "seven.safetensors"
+    options = ("--classes", "5,6", "--neuron-fraction", 0.5, "--replay", 0.2, "--keep", *QUICK)
+    assert torchslice("extend", five, "--new", "digits", *options, "--out", path).code == 0
+    return path
+
+
+@pytest.mark.parametrize("source", ["run", "pt", "artefact"])
+def test_extend_saves_what_python_makes(torchslice, five, five_sources, source, tmp_path):
+    path = tmp_path / "new" / "seven.safetensors"
+    new = () if source == "artefact" else ("--new", "digits")
+    options = ("--classes", "5,6", "--neuron-fraction", 0.5, *QUICK)
+    result = torchslice("extend", *five_sources[source], *new, *options, "--out", path, "--json").json
+    (neurons, task), digits = neurons_of(five), ts.data.load("digits")
+    critical = PerLayer(0.5).choose(contributions(neurons, task, progress=False)).critical
+    training = dataclasses.replace(ONE, learning_rate=0.05)
+    made = ts.extend(neurons, digits.restrict(["5", "6"]), critical, known=task, training=training)
+    found = ts.load(path)
+    assert same(found.model, made.model, task)
+    assert found.classes == tuple("0123456") and found.preprocessing == task.preprocessing and found.slice == critical
+    assert result["known"] == list("01234") and result["new"] == ["5", "6"]
+    assert result["neuron_retention"] == critical.neuron_retention
+    again = Extended.of(ts.find_neurons(found.model, task.example), found.extension)
+    assert same(again.network(0), ts.extract(neurons, critical), task)
+
+
+def test_evaluate_answers_with_and_without_the_task(torchslice, seven):
+    result = torchslice("evaluate", seven, "digits", "--device", "cpu", "--json").json
+    found = ts.load(seven)
+    task = ts.data.load("digits").like(found.preprocessing).restrict(found.classes)
+    made = Extended.of(ts.find_neurons(found.model, task.example), found.extension)
+    assert result["accuracy"] == ts.accuracy(made.joined(), task).overall
+    assert result["task_accuracy"]["5, 6"] == ts.accuracy(made.network(), task.restrict(["5", "6"])).overall
+    assert list(result["task_accuracy"]) == ["0, 1, 2, 3, 4", "5, 6"]
+    assert set(result["class_accuracy"]) == set("0123456")
+    assert result["parameters"] == sum(p.numel() for p in found.model.parameters())
+    text = torchslice("evaluate", seven, "digits", "--device", "cpu").out
+    assert "of 5, 6 where it is known to be one of them" in text
+
+
+def test_an_artefact_is_extended_again(torchslice, seven, tmp_path):
+    path = tmp_path / "nine.safetensors"
+    options = ("--neuron-fraction", 0.3, "--settle", 1, "--widen", 1.25, "--replay", 0.1, *QUICK)
+    result = torchslice("extend", seven, "digits", "--classes", "7,8", *options, "--out", path, "--json").json
+    assert result["known"] == list("0123456")
+    task = ts.data.load("digits")
+    before, after = (ts.load(file) for file in (seven, path))
+    before, after = (Extended.of(ts.find_neurons(a.model, task.example), a.extension) for a in (before, after))
+    assert [learned.classes for learned in after.tasks] == [tuple("01234"), ("5", "6"), ("7", "8")]
+    assert same(after.network(0), before.network(0), task)
+    record = read_record(path)
+    assert json.dumps(record["metrics"]["log"]) == json.dumps(result["log"])
+    assert after.neurons.full().total > before.neurons.full().total
+    both = joined(task.restrict(list("0123456")), task.restrict(["7", "8"]))
+    assert len(both.classes) == after.neurons.num_classes == 9
+
+
+def test_a_single_class_is_learned_beside_samples_of_the_known_ones(torchslice, five_sources, tmp_path):
+    path, common = tmp_path / "six.safetensors", ("--classes", "5", "--neuron-fraction", 0.5, *QUICK)
+    torchslice("extend", *five_sources["artefact"], *common, "--out", path).refused(
+        "a single new class ('5')", "--replay"
+    )
+    assert torchslice("extend", *five_sources["artefact"], *common, "--replay", 0.1, "--out", path).code == 0
+    torchslice("extend", path, "digits", "--classes", "6,7", "--neuron-fraction", 0.5, "--out", tmp_path / "x").refused(
+        "learned '5' alone"
+    )
+    torchslice("extend", path, "digits", "--classes", "6,7", "--out", tmp_path / "x").refused("learned '5' alone")

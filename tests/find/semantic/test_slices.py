@@ -1,0 +1,374 @@
+"""Slices of trained networks: the method as written, slow and literal, beside ours; and slices that can be used."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import torchslice as ts
+from tests.find.semantic.nets import inputs_of
+from tests.find.semantic.test_selection import literal_cka
+from tests.nets import Tiny, lively, stripes, tiny_task
+from torchslice import TorchsliceError
+from torchslice.cut.extract import masked
+from torchslice.find.semantic import (
+    Budget,
+    Contributions,
+    PerClass,
+    PerLayer,
+    ReachTheta,
+    SemanticSlices,
+    Similarity,
+    class_slices,
+    contributions,
+    grams,
+    similarity,
+)
+from torchslice.find.semantic.result import groups_of, jaccard, tree
+
+TASK = stripes()
+LAYERS = {"conv1": 8, "conv2": 6}
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def neurons():
+    training = ts.Training(epochs=8, learning_rate=0.1, batch_size=30, device="cpu", precision="fp32", progress=False)
+    model = ts.finetune(lively(Tiny()), TASK, training).model
+    return ts.find_neurons(model, TASK.example)
+
+
+@pytest.fixture(scope="module")
+def scores(neurons):
+    return contributions(neurons, TASK, metric=["taylor", "var"], samples_per_class=20, **QUIET)
+
+
+@pytest.fixture(scope="module")
+def found(neurons, scores) -> SemanticSlices:
+    return class_slices(neurons, TASK, scores, metric="taylor", strategy=ReachTheta(0.9), **QUIET)
+
+
+def same(one: SemanticSlices, other: SemanticSlices) -> bool:
+    return one == other and one.critical == other.critical
+
+
+def changed(neurons, change):
+    """The same neurons in a copy of the network whose parameters are changed."""
+    odd = copy.deepcopy(neurons.model)
+    with torch.no_grad():
+        change(odd)
+    return neurons.on(odd)
+
+
+# -- theta -------------------------------------------------------------------------------------------------------------
+def literal_slices(model, scores, metric, strategy):
+    """Steps 1 and 2 of the method, one class, layer and prefix at a time."""
+    labels, images = TASK.train.labels[scores.samples], inputs_of(TASK, scores.samples)
+    with torch.no_grad():
+        one = model.norm1(model.conv1(images)).relu()
+        activations = {"conv1": one, "conv2": model.norm2(model.conv2(one)).relu()}  # [B, N, H, W]
+    result: dict[str, list[list[int]]] = {}
+    for layer, values in activations.items():
+        depth = 0.25 if layer == "conv1" else 0.75  # (l - 1/2) / L
+        theta = 1 - (1 - strategy.theta) * (strategy.slope + 1) * depth**strategy.slope
+        x = values.mean((2, 3)) if strategy.positions == "mean" else values.permute(0, 2, 3, 1)
+
+        def rows(x: Tensor) -> Tensor:
+            return x.reshape(-1, x.shape[-1]).double()
+
+        chosen = []
+        for label in range(3):
+            mine = rows(x[labels == label])
+            order = sorted(range(mine.shape[1]), key=lambda i: -scores[metric][layer][label, i].item())
+            k = next(k for k in range(1, len(order) + 1) if literal_cka(mine[:, order[:k]], mine) >= theta - 1e-9)
+            chosen.append(sorted(order[:k]))
+        critical = sorted({i for kept in chosen for i in kept})
+        together = scores[metric][layer].sum(0)
+        while literal_cka(rows(x)[:, critical], rows(x)) < theta - 1e-9:
+            critical = sorted([*critical, max(set(range(len(together))) - {*critical}, key=lambda i: together[i])])
+        result[layer] = [*chosen, critical]
+    return result
+
+
+@pytest.mark.parametrize("metric", ["taylor", "var"])
+@pytest.mark.parametrize(
+    ("positions", "theta", "slope"),
+    [
+        *[("mean", 0.7, 0.0), ("mean", 0.9, 0.0), ("mean", 0.9, 1.0), ("mean", 0.99, 2.0), ("mean", 1.0, 2.0)],
+        *[("all", 0.9, 0.0), ("all", 0.9, 2.0), ("all", 0.99, 1.0)],
+    ],
+)
+def test_slices_are_those_of_the_method_as_written(neurons, scores, metric, theta, slope, positions):
+    few = torch.cat([scores.samples[TASK.train.labels[scores.samples] == label][:3] for label in range(3)])
+    scores = scores if positions == "mean" else replace(scores, samples=few)
+    strategy = ReachTheta(theta, slope, positions=positions)
+    ours = class_slices(neurons, TASK, scores, metric=metric, strategy=strategy, **QUIET)
+    kept = {
+        layer: [one[layer].nonzero().flatten().tolist() for one in (*ours.values(), ours.critical)] for layer in LAYERS
+    }
+    assert kept == literal_slices(neurons.model, scores, metric, strategy)
+
+
+def test_batch_size_and_order_play_no_part(neurons, scores, found):
+    mixed = replace(scores, samples=scores.samples.flip(0))
+    for batch_size in (1, 7):
+        settings = {"strategy": ReachTheta(0.9), "batch_size": batch_size, **QUIET}
+        assert same(class_slices(neurons, TASK, mixed, metric="taylor", **settings), found)
+
+
+def test_layers_share_a_run_as_far_as_memory_goes(neurons, scores, found, monkeypatch):
+    runs = Counter()
+    handle = neurons.model.conv2.register_forward_pre_hook(lambda module, inputs: runs.update([len(inputs[0])]))
+    for matrices, expected in ((64 + 36, 1), (64 + 35, 2), (0, 2)):
+        runs.clear()
+        monkeypatch.setattr(grams, "MEMORY_GB", 16 * matrices / 2**30)
+        assert same(class_slices(neurons, TASK, scores, metric="taylor", strategy=ReachTheta(0.9), **QUIET), found)
+        assert runs[20] == 3 * expected  # all samples of the three classes
+    handle.remove()
+
+
+def test_one_similarity_gives_the_slices_of_every_theta_and_metric(neurons, scores, found):
+    similar = similarity(neurons, TASK, scores, **QUIET)
+    assert same(ReachTheta(0.9).choose(scores, "taylor", similar), found)
+    for metric in scores.metrics:
+        chosen = [ReachTheta(theta).choose(scores, metric, similar) for theta in (0.5, 0.8, 0.95, 1.0)]
+        for smaller, larger in pairwise(chosen):
+            assert all(smaller[name] <= larger[name] for name in TASK.classes)
+        assert chosen[0].critical != chosen[-1].critical
+    for other in (similar, None):
+        with pytest.raises(TorchsliceError, match=r"positions='mean'\) needs similarities: give .*positions='mean'\)"):
+            ReachTheta(positions="mean").choose(scores, "taylor", other)
+
+
+def test_nothing_shrinks_on_the_way(found):
+    for name, one in found.items():
+        assert one <= found.critical and not one.empty_layers(), name
+    for layer, groups in found.groups.items():
+        assert sorted(name for group in groups for name in group.classes) == sorted(TASK.classes)
+        for group in groups:
+            assert group.slice <= found.critical and all(found[name] <= group.slice for name in group.classes)
+        assert torch.equal(found.overlap[layer], jaccard(torch.stack([one[layer] for one in found.values()])))
+        assert found.linkage[layer].shape == (2, 4)
+
+
+def test_a_union_that_is_unlike_the_layer_on_all_classes_together_is_completed():
+    """Each class needs neuron 0 only, and neuron 2 tells the classes apart: G = diag(1, 1, 10)."""
+    scores = Contributions(("a", "b"), {"avg": {"x": torch.tensor([[3.0, 2.0, 1.0]] * 2)}}, *[torch.ones(2)] * 2)
+    similar = Similarity({"avg": {"x": torch.ones(2, 3)}}, {"x": torch.tensor([1.0, 1.0, 10.0]).diag()}, "all")
+    # CKA of the first 1, 2, 3 neurons of contribution: 1 / sqrt(102), 2 / sqrt(2 * 102), 1
+    for theta, kept in ((0.09, [1, 0, 0]), (0.13, [1, 1, 0]), (0.9, [1, 1, 1])):
+        ours = ReachTheta(theta, slope=0.0).choose(scores, similarity=similar)
+        assert ours["a"]["x"].tolist() == ours["b"]["x"].tolist() == [True, False, False]
+        assert ours.critical["x"].int().tolist() == kept
+
+
+def test_mass_reaches_theta_of_every_layer(scores):
+    ours = ReachTheta(0.8, 1.0, "mass").choose(scores, "taylor")
+    for layer, asked in {"conv1": 0.9, "conv2": 0.7}.items():
+        values = scores["taylor"][layer]
+        for row, one in zip(values, ours.values(), strict=True):
+            assert row[one[layer]].sum() >= asked * row.sum()
+        assert values.mean(0)[ours.critical[layer]].sum() >= asked * values.mean(0).sum()
+
+
+# -- fractions ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
+def test_fractions_by_class_and_by_layer(scores, fraction):
+    ours, one = (strategy(fraction).choose(scores, "taylor") for strategy in (PerClass, PerLayer))
+    for layer, width in LAYERS.items():
+        count = max(1, round(fraction * width))
+        for row, slice_ in zip(scores["taylor"][layer], ours.values(), strict=True):
+            assert slice_[layer].sum() == count and slice_[layer][row.argmax()]
+        assert one.critical[layer].sum() == count and len(one.groups[layer]) == 1
+        assert one.critical[layer][scores["taylor"][layer].sum(0).argmax()]
+    assert set(one.values()) == {one.critical}
+    assert ours.critical == ours["red"] | ours["green"] | ours["blue"]
+
+
+def test_a_budget_is_spread_over_the_layers(scores):
+    ours = Budget(0.5, taper=0.25).choose(scores, "taylor")
+    for slice_ in ours.values():
+        assert (int(slice_["conv1"].sum()), int(slice_["conv2"].sum())) == (6, 1)  # 0.76 and 0.19 of the layers
+    assert ours.critical == ours["red"] | ours["green"] | ours["blue"]
+
+
+# -- every strategy ----------------------------------------------------------------------------------------------------
+STRATEGIES = [
+    *(ReachTheta(0.9), ReachTheta(0.99), ReachTheta(0.9, slope=0.0), ReachTheta(0.9, criterion="mass")),
+    *(ReachTheta(0.9, positions="mean"), PerClass(0.5), PerLayer(0.5), PerLayer(0.25), Budget(0.3)),
+]
+
+
+def test_settings_make_a_difference_and_are_kept(neurons, scores):
+    made = [class_slices(neurons, TASK, scores, metric="taylor", strategy=one, **QUIET) for one in STRATEGIES]
+    made.append(class_slices(neurons, TASK, scores, metric="var", strategy=STRATEGIES[0], **QUIET))
+    assert len({tuple(one.values()) for one in made}) == len(made) == len({str(one).splitlines()[0] for one in made})
+    assert [one.strategy for one in made[:-1]] == STRATEGIES and made[-1].metric == "var"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_every_strategy_has_an_answer_for_a_layer_that_is_dead_or_constant(neurons, strategy, value):
+    def constant(odd):
+        odd.norm1.weight.zero_()
+        odd.norm1.bias.fill_(value)  # and so conv2 is constant as well
+
+    odd = changed(neurons, constant)
+    scores = contributions(odd, TASK, metric="avg", correct_only=False, samples_per_class=20, **QUIET)
+    assert (scores["avg"]["conv1"] == 0).all() == (value == 0)
+    ours = class_slices(odd, TASK, scores, strategy=strategy, **QUIET)
+    assert not any(one.empty_layers() for one in (*ours.values(), ours.critical))
+    if strategy.compares:
+        assert all(one["conv1"].all() for one in ours.values())  # nothing is like it but the whole
+
+
+def test_dead_neurons_are_not_needed(neurons):
+    def dead(odd):
+        odd.norm1.weight[[1, 4]] = 0
+        odd.norm1.bias[[1, 4]] = -1
+
+    odd = changed(neurons, dead)
+    scores = contributions(odd, TASK, metric="var", correct_only=False, samples_per_class=20, **QUIET)
+    for theta in (0.5, 1.0):
+        ours = class_slices(odd, TASK, scores, strategy=ReachTheta(theta), **QUIET)
+        for one in (*ours.values(), ours.critical):
+            assert not one["conv1"][[1, 4]].any() and one["conv1"].any()
+
+
+@pytest.mark.parametrize("positions", ["mean", "all"])
+def test_activations_that_are_not_finite_are_an_error(neurons, scores, positions):
+    odd = changed(neurons, lambda odd: odd.norm2.bias[1].fill_(float("nan")))
+    similarity(neurons, TASK, scores, positions=positions, **QUIET)
+    with pytest.raises(TorchsliceError, match="layer 'conv2' for class 'red' are NaN or infinite"):
+        similarity(odd, TASK, scores, positions=positions, **QUIET)
+
+
+def test_tokens_are_positions():
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.head = nn.Linear(6, 10), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:  # [B, 1, 6, 6], rows are tokens
+            return self.head(torch.relu(self.hidden(x[:, 0])).mean(1))
+
+    task, model = tiny_task(), Tokens()
+    neurons = ts.find_neurons(model, task.example)
+    scores = contributions(neurons, task, metric="avg", correct_only=False, **QUIET)
+    images = inputs_of(task)[task.train.labels == 0]
+    values = torch.relu(model.hidden(images[:, 0])).detach().double()  # [B, tokens, N]
+    for positions, rows in (("mean", values.mean(1)), ("all", values.flatten(0, 1))):
+        curve = similarity(neurons, task, scores, positions=positions, **QUIET).curves["avg"]["hidden"][0]
+        order = scores["avg"]["hidden"][0].argsort(descending=True, stable=True)
+        expected = [literal_cka(rows[:, order[:k]], rows) for k in range(1, 11)]
+        torch.testing.assert_close(curve, torch.tensor(expected, dtype=torch.float64))
+
+
+# -- the result --------------------------------------------------------------------------------------------------------
+def test_the_slices_are_a_mapping_and_used_like_any_other(neurons, found):
+    assert list(found) == list(TASK.classes) and len(found) == 3 and dict(found)["red"] == found["red"]
+    for slice_ in (*found.values(), found.critical, found.groups["conv2"][0].slice):
+        small, held = ts.extract(neurons, slice_, classes=[0, 2]), masked(neurons, slice_)
+        torch.testing.assert_close(small(TASK.example), held(TASK.example)[:, [0, 2]])
+    assert found["red"].neuron_retention < 1
+
+
+def test_without_scores_they_are_measured(neurons, found):
+    scores = contributions(neurons, TASK, seed=3, **QUIET)
+    ours = class_slices(neurons, TASK, seed=3, strategy=PerClass(0.5), **QUIET)
+    assert same(ours, PerClass(0.5).choose(scores)) and ours.metric == "taylor"
+
+
+def test_it_prints_and_becomes_plain_data(found):
+    text = str(found)
+    assert text.startswith("ReachTheta(theta=0.9, slope=1.0, criterion='cka', positions='all') by taylor\n")
+    assert all(layer in text for layer in LAYERS) and f"{found.critical.neuron_retention:.1%}" in text
+    plain = json.loads(json.dumps(found.to_plain()))
+    options = {"theta": 0.9, "slope": 1.0, "criterion": "cka", "positions": "all"}
+    assert plain["strategy"] == {"strategy": "ReachTheta", **options} and plain["metric"] == "taylor"
+    again = SemanticSlices.from_plain(plain)
+    assert same(again, found) and again.groups == found.groups and again.strategy == found.strategy
+    assert again.to_plain() == plain
+    odd = ({}, {**plain, "strategy": {"strategy": "PerLayer", "colour": 1}}, {**plain, "classes": []})
+    for damaged in (*odd, {**plain, "critical": None}):
+        with pytest.raises(TorchsliceError, match="no semantic slices.*slice the model again"):
+            SemanticSlices.from_plain(damaged)
+    with pytest.raises(TorchsliceError, match="unknown strategy 'PerLayr'. Did you mean 'PerLayer'"):
+        SemanticSlices.from_plain({**plain, "strategy": {"strategy": "PerLayr"}})
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: ReachTheta(0), r"theta must be in \(0, 1\], got 0"),
+        (lambda: ReachTheta(float("nan")), r"theta must be in \(0, 1\], got nan"),
+        (lambda: ReachTheta(slope=-1), "slope must be a number of at least 0, got -1"),
+        (lambda: ReachTheta(criterion="mas"), "unknown criterion 'mas'. Did you mean 'mass'"),
+        (lambda: ReachTheta(positions="some"), "unknown positions 'some'.*all, mean"),
+        (lambda: PerClass(0), r"neuron_fraction must be in \(0, 1\], got 0"),
+        (lambda: PerLayer(1.01), r"neuron_fraction must be in \(0, 1\], got 1.01"),
+        (lambda: Budget(taper=0), r"taper must be in \(0, 1\], got 0"),
+    ],
+)
+def test_settings_that_are_refused(make, text):
+    with pytest.raises(TorchsliceError, match=text):
+        make()
+
+
+def test_contributions_of_something_else_are_refused(neurons, scores):
+    wider = replace(scores, scores={"var": {**scores["var"], "conv1": torch.ones(3, 9)}})
+    with pytest.raises(TorchsliceError, match="contributions of other neurons than the model's"):
+        class_slices(neurons, TASK, wider, **QUIET)
+    with pytest.raises(TorchsliceError, match="to other classes than those of stripes"):
+        class_slices(neurons, TASK.restrict(["red", "blue"]), scores, metric="var", **QUIET)
+    with pytest.raises(TorchsliceError, match="by taylor, var and none is named"):
+        class_slices(neurons, TASK, scores, **QUIET)
+    with pytest.raises(TorchsliceError, match="batch_size must be at least 1, got 0"):
+        similarity(neurons, TASK, scores, batch_size=0, **QUIET)
+
+
+# -- groups of classes -------------------------------------------------------------------------------------------------
+@st.composite
+def several_masks(draw: st.DrawFn) -> Tensor:
+    classes, width = draw(st.integers(1, 6)), draw(st.integers(1, 8))
+    row = st.lists(st.booleans(), min_size=width, max_size=width)
+    return torch.tensor(draw(st.lists(row, min_size=classes, max_size=classes)))
+
+
+@given(several_masks())
+def test_overlap_is_jaccard_of_every_pair(masks):
+    for i, row in enumerate(jaccard(masks).tolist()):
+        for j, value in enumerate(row):
+            a, b = (set(masks[k].nonzero().flatten().tolist()) for k in (i, j))
+            assert value == pytest.approx(len(a & b) / len(a | b) if a | b else 1)
+
+
+def test_groups_by_hand():
+    overlaps = torch.tensor([[1, 0.9, 0.2, 0.3], [0.9, 1, 0.4, 0.1], [0.2, 0.4, 1, 0.5], [0.3, 0.1, 0.5, 1]])
+    linkage = tree(overlaps)
+    # 0 and 1 at 0.1, 2 and 3 at 0.5, all at the mean of 0.8, 0.7, 0.6, 0.9
+    assert linkage[:, 2].tolist() == pytest.approx([0.1, 0.5, 0.75]) and linkage[:, 3].tolist() == [2, 2, 4]
+    assert groups_of(linkage) == [[0, 1], [2, 3]]
+    assert groups_of(linkage, cut=0.6) == [[0, 1], [2], [3]]
+    assert groups_of(linkage, cut=0.1) == [[0, 1, 2, 3]]
+    assert groups_of(tree(torch.ones(1, 1))) == [[0]]
+
+
+@given(several_masks())
+def test_groups_hold_every_class_once_in_order(masks):
+    groups = groups_of(tree(jaccard(masks)))
+    assert sorted(label for group in groups for label in group) == list(range(len(masks)))
+    assert groups == sorted(groups) and all(group == sorted(group) for group in groups)
+    for group in groups:  # average linkage joins as long as the mean overlap is at least a half
+        for other in groups:
+            if group is not other and len(group) == len(other) == 1:
+                assert jaccard(masks)[group[0], other[0]] < 0.5

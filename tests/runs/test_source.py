@@ -1,0 +1,77 @@
+"""A command starts from a run, a saved network, or a network by name with its weights; all give the same neurons."""
+
+import pytest
+
+import torchslice as ts
+from torchslice import TorchsliceError
+from torchslice.runs import Opening, Run
+from torchslice.runs.slicefile import SliceFile, digest_of_model
+from torchslice.runs.source import data_words, pairs
+
+RUNNING = {"seed": 0, "device": "cpu"}
+
+
+def named(**options):
+    return Opening(model_argument=["width=0.125"], **options).open("convnet", "digits", **RUNNING)
+
+
+@pytest.fixture
+def opened(sources):
+    """The same network from everywhere."""
+    (run,), pt, safetensors, (whole, data) = sources.values()
+    return [
+        Opening().open(str(run), None, **RUNNING),
+        *(named(weights=words[-1]) for words in (pt, safetensors)),
+        Opening().open(str(whole), data, **RUNNING),
+    ]
+
+
+def test_all_sources_give_the_same(opened):
+    logits = [ts.judge.predict(source.model, source.task) for source in opened]
+    assert all(found.equal(logits[0]) for found in logits)
+    assert {source.neurons().classes for source in opened} == {tuple("0123456789")}
+    assert {tuple(source.data) for source in opened} == {("digits",)} and not any(source.own for source in opened)
+    assert [source.run is not None for source in opened] == [True, False, False, False]
+
+
+def test_slices_come_from_a_file_from_the_run_or_are_found(opened, standard, tmp_path):
+    run, other = opened[0], opened[1]
+    with pytest.raises(TorchsliceError, match="no slices yet"):
+        run.slices()
+    found = ts.semantic.class_slices(other.neurons(), other.task)
+    assert {**other.slices()} == {**found}
+    mine = tmp_path / "mine.json"
+    SliceFile(mine).write({"3": run.neurons().full()}, digest_of_model(run.model), {})
+    from_file = Opening(slices=mine).open(str(standard), None, **RUNNING)
+    assert from_file.slices() == {"3": run.neurons().full()}
+    assert named(weights=standard.parent / "weights.pt", slices=mine).slices() == from_file.slices()
+    SliceFile(mine).write({}, "0" * 64, {})
+    with pytest.raises(TorchsliceError, match="belongs to other weights; find them anew: torchslice slice"):
+        from_file.slices()
+
+
+def test_gates_stay_until_they_are_asked_away(gates):
+    source = Opening().open(str(gates), None, **RUNNING)
+    assert source.model is source.network and source.run == Run.open(gates)
+    folded, dropped = (source.neurons(gates=how).model for how in ("fold", "drop"))
+    assert not ts.judge.predict(folded, source.task).equal(ts.judge.predict(dropped, source.task))
+
+
+def test_a_network_of_ones_own_needs_no_weights(tmp_path, monkeypatch):
+    (tmp_path / "trainedofatest.py").write_text(
+        "import torchslice as ts\n"
+        "def trained(num_classes):\n"
+        "    return ts.models.create('convnet', channels=1, width=0.125)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    source = Opening().open("trainedofatest:trained", "digits", **RUNNING)
+    assert source.own and not source.model.training
+
+
+def test_data_are_named_as_they_were_loaded():
+    options = {"image_size": 64, "std": [0.5, 0.5, 0.5], "layout": "train"}
+    words = data_words("folder:my images", options, "data")
+    assert words[:3] == ["folder:my images", "--data-option", "image_size=64"] and words[-2:] == ["--data-dir", "data"]
+
+    assert pairs([text for text in words if "=" in text]) == options
