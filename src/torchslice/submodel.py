@@ -6,6 +6,7 @@ Shapes: k chosen classes, N neurons of a layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,11 +68,10 @@ def reuse(
         network: the neurons of a trained network, or a trained network with gates.
         task: what it was trained on, all classes.
         slices: one per class, from `gates.class_slices` or `semantic.class_slices`.
-        classes: names of at least two classes; the sub-model has them in the order of `task`.
+        classes: names of at least two; the sub-model has them in the order of `task`.
         gates: what becomes of them, see `without_gates`.
-        training: of fine-tuning, whose epoch is chosen on validation samples; None is without.
-        recalibration_samples: at most so many training samples give the batch-norm statistics.
-        seed: of the draw of these.
+        training: of fine-tuning, whose epoch is chosen on validation samples.
+        recalibration_samples: at most so many training samples, drawn by the `seed`, give the batch-norm statistics.
 
     >>> pair = reuse(neurons, task, slices, classes=["3", "8"], training=quick)
     >>> pair.classes
@@ -81,9 +81,7 @@ def reuse(
     indices = sorted(task.class_indices(classes))
     names = [task.classes[i] for i in indices]
     if len(names) < 2:
-        raise TorchsliceError(
-            f"a sub-model needs at least two classes, got {names[0]!r} alone; add one to tell it from."
-        )
+        raise TorchsliceError(f"a sub-model needs at least two classes, got {names[0]!r} alone; add one to it.")
     if missing := [name for name in names if name not in slices]:
         raise TorchsliceError(f"there is no slice for class {missing[0]!r}; slices: {', '.join(slices)}.")
     sub_task, slice_ = task.restrict(names), union(slices[name] for name in names)
@@ -93,18 +91,15 @@ def reuse(
         extracted, sub_task, samples=recalibration_samples, seed=seed, output=plain.output
     )
     networks = {"extracted": extracted, "recalibrated": recalibrated}
-    kept = "recalibrated" if best is recalibrated else "extracted"
-    best_epoch = None
+    kept, best_epoch = "recalibrated" if best is recalibrated else "extracted", None
     if training:
         tuned = finetune(best, sub_task, training, output=plain.output)
         networks["fine-tuned"], best_epoch, kept = tuned.model, tuned.kept, "fine-tuned"
         logits = predict(tuned.model, sub_task, "validation", output=plain.output)
     model, temperature = networks[kept], None
-    try:
+    with suppress(TorchsliceError):  # raised where the logits are no layer's output
         neurons = find_neurons(model, plain.example, classes=names, output=plain.output)
         model, temperature = calibrate(neurons, sub_task, logits=logits)
-    except TorchsliceError:  # its logits are no layer's output
-        pass
     return Reused(model, tuple(names), slice_, networks, kept, temperature, best_epoch, task.preprocessing)
 
 
@@ -123,9 +118,9 @@ def without_gates(network: Neurons | GatedModel, task: Task, *, gates: str = "fo
     if isinstance(network, Neurons):
         return network
     if not isinstance(network, GatedModel):
+        given = type(network).__name__
         raise TorchsliceError(
-            f"needed are neurons or a model with gates, got {type(network).__name__}; give "
-            "find_neurons(model, example)."
+            f"needed are neurons or a model with gates, got {given}; give find_neurons(model, example)."
         )
     if gates == "drop":
         return network.neurons.on(network.fold())

@@ -118,6 +118,10 @@ def test_labels_that_a_dataset_tells_are_not_read():
     task(told)
     task(read)
     assert told.read <= 4 < N <= read.read
+    told = Targets()
+    task(ConcatDataset([Subset(told, range(20)), told]))
+    assert told.read <= 4
+    assert len(task(ConcatDataset([told, Numbers()]), test=Numbers(9), validation=Numbers(9)).train) == 2 * N
 
 
 def test_a_loaders_choice_of_samples_and_collate_function_are_kept():

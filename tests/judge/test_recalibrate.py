@@ -14,7 +14,7 @@ from torchslice.data import Stored, limit
 from torchslice.data import task as make_task
 from torchslice.errors import TorchsliceError
 from torchslice.judge import accuracy_of, recalibrate, try_recalibration
-from torchslice.judge.recalibrate import RunningMoments
+from torchslice.judge.recalibrate import moments, pooled
 
 IMAGES = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
@@ -29,11 +29,9 @@ def test_moments_do_not_depend_on_the_batches():
     values = torch.randn(50, 3, 4, 4) * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1) + 7
     expected = values.double().transpose(0, 1).flatten(1)
     for sizes in ([50], [1] * 50, [3, 40, 7]):
-        moments = RunningMoments()
-        for batch in values.split(sizes):
-            moments.add(batch)
-        assert torch.allclose(moments.mean, expected.mean(1), rtol=1e-6)
-        assert torch.allclose(moments.variance, expected.var(1), rtol=1e-5)
+        mean, variance = pooled([moments(batch) for batch in values.split(sizes)])
+        assert torch.allclose(mean, expected.mean(1), rtol=1e-6)
+        assert torch.allclose(variance, expected.var(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [4, 2])

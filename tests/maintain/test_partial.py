@@ -143,13 +143,19 @@ def test_gradients_and_statistics_are_those_of_a_literal_reference(batch_statist
         torch.testing.assert_close(merged.get_buffer(key), torch.where(masks["conv1"], moved, old.get_buffer(key)))
 
 
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
 @pytest.mark.parametrize("kind", ["1d", "3d", "linear", "sequence"])
 def test_other_layers_have_the_gradients_of_autograd(kind: str) -> None:
     conv = {"1d": nn.Conv1d, "3d": nn.Conv3d}.get(kind)
     size = {"1d": (7,), "3d": (3, 4, 5), "linear": (), "sequence": (2,)}[kind]
     first = conv(2, 6, 3, stride=2, padding=1, bias=False) if conv else nn.Linear(2, 6)
     middle = conv(6, 5, 3, padding="same") if conv else nn.Linear(6, 5, bias=False)
-    model = nn.Sequential(first, nn.ReLU(inplace=True), middle, nn.ReLU(), nn.Flatten())
+    pool = Mean() if kind == "sequence" else nn.Flatten()
+    model = nn.Sequential(first, nn.ReLU(inplace=True), middle, nn.ReLU(), pool)
     x = torch.randn(4, 2, *size, requires_grad=True)
     model.append(nn.Linear(model(x).shape[1], 3))
     slice_ = Slice({"0": torch.tensor([1, 0, 0, 1, 0, 1]) > 0, "2": torch.tensor([0, 1, 0, 1, 1]) > 0})

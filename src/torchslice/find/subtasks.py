@@ -5,22 +5,20 @@ Shapes: B batch, C classes, k of them in the batch.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import TorchsliceError
 from ..graph.layers import Flags
 from ..graph.neurons import Neurons
 from ..graph.plan import held_tensors, plan, zero_out
-from ..inputs import Inputs, call_model, logits_of
+from ..inputs import Inputs, run
 from ..slices import Slice, union
 from ..training.ranks import sum_over_ranks
 
@@ -38,10 +36,31 @@ class SubTasks:
     With batches of random classes (`classes_per_batch`) the sub-models of all subsets are trained together, each with
     the batch-norm statistics of its own samples, and no gate is added. Running statistics are those of batches with all
     classes; `judge.recalibrate` a sub-model that has been cut.
+
+    Args:
+        neurons: of the network that will be trained. Its neurons of no class are set to zero at once, and stay it.
+        slices: one per class; if the classes of `neurons` have no names, in the order of the classes.
+
+    Raises TorchsliceError for slices of another model or of other classes.
+
+    >>> from copy import deepcopy
+    >>> network = deepcopy(model)
+    >>> sub_tasks = ts.subtasks.objective(neurons.on(network), slices)
+    >>> history = ts.fit(network, task, quick, objective=sub_tasks, classes_per_batch=sub_tasks.sizes)
     """
 
     def __init__(self, neurons: Neurons, slices: Mapping[str, Slice]) -> None:
-        self.neurons, self.slices = neurons, _in_order(neurons, slices)
+        if len(slices) != neurons.num_classes:
+            raise TorchsliceError(
+                f"sub-task training needs a slice for each of the {neurons.num_classes} classes of the model, "
+                f"got {len(slices)}."
+            )
+        names = tuple(slices) if neurons.classes is None else neurons.classes
+        if missing := [name for name in names if name not in slices]:
+            raise TorchsliceError(f"there is no slice for class {missing[0]!r}; slices: {', '.join(slices)}.")
+        for slice_ in slices.values():
+            neurons.check(slice_)
+        self.neurons, self.slices = neurons, tuple(slices[name] for name in names)  # in the order of the logits
         self._held = lru_cache(REMEMBERED)(self._hold)
         self._before_norms = {
             name
@@ -52,12 +71,7 @@ class SubTasks:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of classes to draw batches of: all C of them every other time, else two or their geometric mean.
-
-        >>> from copy import deepcopy
-        >>> ts.subtasks.objective(neurons.on(deepcopy(model)), slices).sizes  # of ten classes
-        (5, 2, 10, 10)
-        """
+        """Numbers of classes to draw batches of: all C of them every other time, else two or their geometric mean."""
         count = len(self.slices)
         return (math.ceil(math.sqrt(2 * count)), 2, count, count)
 
@@ -78,13 +92,15 @@ class SubTasks:
         """Run the model held to the slices of some classes: their logits, [B, k]."""
         network = getattr(model, "module", model)  # unwrapped, where training is distributed
         prefix = "" if network is model else "module."
-        held = {prefix + name: tensor for name, tensor in held_tensors(network, self._held(classes)).items()}
+        tensors = held_tensors(network, self._held(classes))
+        if len(classes) < len(self.slices):  # running statistics are written into copies, which are thrown away
+            tensors = {name: buffer.clone() for name, buffer in network.named_buffers()} | tensors
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
 
         def run_held(*args: Inputs, **kwargs: Inputs) -> object:
-            return functional_call(model, held, args, kwargs, tie_weights=False)
+            return functional_call(model, tensors, args, kwargs, tie_weights=False)
 
-        with _statistics_kept(network, len(classes) < len(self.slices)):
-            return logits_of(call_model(run_held, inputs), self.neurons.output)[:, list(classes)]
+        return run(run_held, inputs, self.neurons.output)[:, list(classes)]
 
     def _hold(self, classes: tuple[int, ...]) -> dict[str, Flags]:
         """Return the rows to hold at zero, by module; a neuron that a norm follows is held there alone."""
@@ -92,47 +108,4 @@ class SubTasks:
         return {name: flags for name, flags in held.items() if name not in self._before_norms}
 
 
-def objective(neurons: Neurons, slices: Mapping[str, Slice]) -> SubTasks:
-    """Return the objective that trains a model as the sub-models that its class slices will be cut to.
-
-    Args:
-        neurons: of the network that will be trained. Its neurons of no class are set to zero at once, and stay it.
-        slices: one per class; if the classes of `neurons` have no names, in the order of the classes.
-
-    Raises TorchsliceError for slices of another model or of other classes.
-
-    >>> from copy import deepcopy
-    >>> network = deepcopy(model)
-    >>> sub_tasks = ts.subtasks.objective(neurons.on(network), slices)
-    >>> history = ts.fit(network, task, quick, objective=sub_tasks, classes_per_batch=sub_tasks.sizes)
-    """
-    return SubTasks(neurons, slices)
-
-
-def _in_order(neurons: Neurons, slices: Mapping[str, Slice]) -> tuple[Slice, ...]:
-    """Return the slices in the order of the logits, after checking them."""
-    if len(slices) != neurons.num_classes:
-        raise TorchsliceError(
-            f"sub-task training needs a slice for each of the {neurons.num_classes} classes of the model, "
-            f"got {len(slices)}."
-        )
-    names = tuple(slices) if neurons.classes is None else neurons.classes
-    if missing := [name for name in names if name not in slices]:
-        raise TorchsliceError(f"there is no slice for class {missing[0]!r}; slices: {', '.join(slices)}.")
-    for name in names:
-        neurons.check(slices[name])
-    return tuple(slices[name] for name in names)
-
-
-@contextlib.contextmanager
-def _statistics_kept(model: nn.Module, keep: bool) -> Iterator[None]:
-    """Leave the running statistics of batch norms as they are inside the block, if asked to."""
-    norms = [module for module in model.modules() if keep and isinstance(module, _BatchNorm)]
-    found = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    try:
-        for norm, _, _ in found:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-        yield
-    finally:
-        for norm, momentum, count in found:
-            norm.momentum, norm.num_batches_tracked = momentum, count
+objective = SubTasks  # what every method calls its own

@@ -1,7 +1,6 @@
 """Say honestly what a network is worth: accuracy, cost, calibration, and what it is compared with."""
 
-from ..training.costs import Cost, Latency, cost, latency, latency_ms
-from ..training.evaluate import Accuracy, accuracy, accuracy_of, confusion, predict
+from ..training import Accuracy, Cost, Latency, accuracy, accuracy_of, confusion, cost, latency, latency_ms, predict
 from .baselines import random_like, reinitialised
 from .calibrate import best_temperature, calibrate, calibration_error
 from .recalibrate import recalibrate, try_recalibration

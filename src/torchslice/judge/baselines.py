@@ -20,9 +20,7 @@ def random_like(slice_: Slice, *, seed: int = 0) -> Slice:
     >>> random_like(Slice({"conv1": torch.tensor([True, False, False])}), seed=1)
     Slice(1 of 3 neurons, 33.3%, in 1 layers)
     """
-    orders: dict[int, torch.Tensor] = {}
-    for width in sorted(set(slice_.layers.values())):
-        orders[width] = torch.randperm(width, generator=torch.Generator().manual_seed(seed + width))
+    orders = {n: torch.randperm(n, generator=torch.Generator().manual_seed(seed + n)) for n in slice_.layers.values()}
     return Slice({layer: slice_[layer][orders[width]] for layer, width in slice_.layers.items()})
 
 

@@ -16,19 +16,14 @@ from ..graph.neurons import Neurons
 from ..graph.record import evaluating
 from ..training.evaluate import predict
 
-BINS = 15
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
 
 
-def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = BINS) -> float:
+def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     """Return how far the confidence of answers is from their accuracy, in [0, 1].
 
-    Expected calibration error (arXiv 1706.04599, equation 3): the mean gap between both in bins of equal width.
-
-    Args:
-        logits: [n, C].
-        labels: int64 [n].
-        bins: of the confidence.
+    Expected calibration error (arXiv 1706.04599, equation 3) of logits [n, C] for labels [n]: the mean gap between both
+    in bins of equal width of the confidence.
 
     >>> round(calibration_error(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), torch.tensor([0, 1])), 3)
     0.5
@@ -65,13 +60,8 @@ def calibrate(neurons: Neurons, task: Task, *, logits: Tensor | None = None) -> 
 
     Answers stay what they were. The temperature goes into the weights of the classifier, so nothing is added to the
     network. On samples like those of `task`, the softmax of the new logits says how often an answer is correct.
-
-    Args:
-        neurons: of the network, which is not changed.
-        task: its validation split is used.
-        logits: of the model on the validation samples [n, C], where they are known already.
-
-    Raises TorchsliceError for a network whose logits are not the outputs of layers.
+    `logits` are the model's on the validation samples [n, C], where they are known already. Raises TorchsliceError for
+    a network whose logits are not the outputs of layers.
 
     >>> calibrated, temperature = ts.judge.calibrate(neurons, task)
     """
@@ -89,7 +79,6 @@ def calibrate(neurons: Neurons, task: Task, *, logits: Tensor | None = None) -> 
     with evaluating(neurons.model):
         before, after = neurons.logits(neurons.example), calibrated.logits(neurons.example)
     if not torch.allclose(after * temperature, before, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
-        raise TorchsliceError(
-            f"the weights of {neurons.head[0]!r} are used elsewhere too; this network cannot be calibrated."
-        )
+        what = f"the weights of {neurons.head[0]!r} are used elsewhere too"
+        raise TorchsliceError(f"{what}; this network cannot be calibrated.")
     return calibrated.model, temperature

@@ -6,6 +6,7 @@ Shapes: B batch, C channels of a norm.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,35 +20,19 @@ from ..training.evaluate import accuracy_of, predict
 from ..training.placement import fast_format, in_format
 
 
-class RunningMoments:
-    """Mean and variance per channel of all values added so far, pooled over batches (Chan, Golub & LeVeque, 1983).
+def moments(values: Tensor) -> Tensor:
+    """Return number, mean and variance of the values [B, C, ...] of every channel, float64 [3, C]."""
+    axes = [axis for axis in range(values.dim()) if axis != 1]
+    variance, mean = torch.var_mean(values.float(), dim=axes, correction=0)  # [C]
+    return torch.stack([torch.full_like(mean, values.numel() // len(mean)), mean, variance]).double()
 
-    >>> moments = RunningMoments()
-    >>> moments.add(torch.tensor([[1.0], [2.0]])); moments.add(torch.tensor([[6.0]]))
-    >>> moments.mean, moments.variance
-    (tensor([3.], dtype=torch.float64), tensor([7.], dtype=torch.float64))
-    """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.squares = torch.zeros(())  # sum of squared deviations from the mean, [C]
-
-    def add(self, values: Tensor) -> None:
-        """Add values [B, C, ...]; the pooling is done in float64."""
-        axes = [axis for axis in range(values.dim()) if axis != 1]
-        count = values.numel() // values.shape[1]
-        variance, mean = (moment.double() for moment in torch.var_mean(values.float(), dim=axes, correction=0))  # [C]
-        total = self.count + count
-        shift = mean - self.mean.to(mean.device)
-        self.squares = self.squares.to(mean.device) + variance * count + shift**2 * (self.count * count / total)
-        self.mean = mean - shift * (self.count / total)
-        self.count = total
-
-    @property
-    def variance(self) -> Tensor:
-        """Unbiased variance [C], as batch norm keeps it."""
-        return self.squares / max(self.count - 1, 1)
+def pooled(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased variance [C] of all values whose `moments` are given (Chan, Golub & LeVeque, 1983)."""
+    count, means, variances = torch.stack([*batches], 1)  # [batches, C]
+    total = count.sum(0)
+    mean = (count * means).sum(0) / total
+    return mean, (count * (variances + (means - mean) ** 2)).sum(0) / (total - 1).clamp(min=1)
 
 
 def recalibrate(
@@ -62,11 +47,9 @@ def recalibrate(
     batches it depends on them a little, through the norms of earlier layers.
 
     Args:
-        model: any network; one without batch norm comes back as an equal copy.
         task: what the network is for, such as `task.restrict(["cat", "dog"])`; its training split is used.
-        samples: how many are drawn at most; they are mixed and cut into equal batches.
+        samples: how many are drawn at most, by the `seed`; they are mixed and cut into equal batches.
         batch_size: samples per batch, at most.
-        seed: of the draw and the order.
 
     >>> recalibrated = ts.judge.recalibrate(small, task.restrict(["3", "8"]))
     """
@@ -84,24 +67,22 @@ def recalibrate(
         )
     device = device_of(model)
     memory_format = fast_format(model, to_device(task.example, device))
-    moments = {norm: RunningMoments() for norm in norms}
-    momentum = {norm: norm.momentum for norm in norms}
-    hooks = [norm.register_forward_pre_hook(lambda norm, args: moments[norm].add(args[0])) for norm in norms]
+    seen: dict[_BatchNorm, list[Tensor]] = {norm: [] for norm in norms}
+    hooks = [norm.register_forward_pre_hook(lambda norm, args: seen[norm].append(moments(args[0]))) for norm in norms]
     try:
         with evaluating(model):
             for norm in norms:
                 norm.train()
-                norm.momentum = 0.0  # the running statistics stay as they are until the pass is over
             for inputs in drawn.read(batches, device=device):
                 call_model(model, in_format(inputs, memory_format))
     finally:
         for hook in hooks:
             hook.remove()
-    for norm, pooled in moments.items():
-        norm.momentum = momentum[norm]
-        if pooled.count:
-            norm.running_mean.copy_(pooled.mean)  # type: ignore[union-attr]
-            norm.running_var.copy_(pooled.variance)  # type: ignore[union-attr]
+    for norm, batch_moments in seen.items():
+        if batch_moments:
+            mean, variance = pooled(batch_moments)
+            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(variance)  # type: ignore[union-attr]
     return model
 
 

@@ -19,14 +19,10 @@ from ..graph.neurons import Neurons
 from ..registry import unknown
 from ..slices import Slice
 from ..tables import percent, table
-from ..training import Outcome, Training, finetune
-from ..training.costs import Latency, cost, latency_ms
-from ..training.evaluate import Accuracy, accuracy_of, predict
+from ..training import Accuracy, Latency, Training, accuracy_of, cost, finetune, latency_ms, predict
 from .baselines import random_like, reinitialised
 from .recalibrate import recalibrate
 
-FINE_TUNING = Training(learning_rate=0.01)
-SCRATCH_LEARNING_RATE = 0.05
 STAGES = {
     "full": "the whole model, answering with any of its classes",
     "restricted": "the whole model, answering with one of the chosen classes",
@@ -46,9 +42,8 @@ class Stage:
     """One row: how good a network is on the test samples of the chosen classes, and what it costs.
 
     `neuron_retention` counts the neurons of the slice, None where no slice is used; `param_retention` and
-    `mac_retention` count what the network really has, as fractions of the whole model. `epochs` is the training spent
-    at this stage, `best_epoch` the one kept by its validation accuracy (0 is before training). `latency` maps batch
-    sizes to times.
+    `mac_retention` count what the network really has, as fractions of the whole model. `latency` maps batch sizes to
+    times. `epochs` were trained at this stage, `best_epoch` is the one that was kept (0 is before training).
     """
 
     name: str
@@ -59,7 +54,7 @@ class Stage:
     mac_retention: float
     parameters: int
     macs: int
-    latency: dict[int, Latency] | None
+    latency: dict[int, Latency] | None = None
     epochs: int = 0
     best_epoch: int | None = None
 
@@ -73,11 +68,10 @@ class Stages:
     models: dict[str, nn.Module] = field(repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Stage:
-        """Return the row of a stage."""
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise unknown("stage", name, [row.name for row in self.rows])
+        rows = {row.name: row for row in self.rows}
+        if name not in rows:
+            raise unknown("stage", name, rows)
+        return rows[name]
 
     def to_plain(self) -> dict[str, Any]:
         """Return classes and rows as JSON-able data."""
@@ -90,24 +84,12 @@ class Stages:
         for row in self.rows:
             name = row.name + (f", epoch {row.best_epoch} of {row.epochs}" if row.epochs else "")
             retention = (row.neuron_retention, row.param_retention, row.mac_retention)
-            times = [_spread(row.latency[size]) if row.latency else "-" for size in sizes]
+            times = ["-"] * len(sizes)
+            if row.latency:
+                found = [row.latency[size] for size in sizes]
+                times = [f"{t.median_ms:.2f} ({t.lower_quartile_ms:.2f} to {t.upper_quartile_ms:.2f})" for t in found]
             rows.append((name, f"{row.accuracy:.2%}", *map(percent, retention), *times))
         return f"{len(self.classes)} classes: {', '.join(self.classes)}\n{table(headings, rows)}"
-
-
-def _spread(time: Latency) -> str:
-    return f"{time.median_ms:.2f} ({time.lower_quartile_ms:.2f} to {time.upper_quartile_ms:.2f})"
-
-
-@dataclass(frozen=True)
-class _Arm:
-    """A network, its score, the arm with its shape whose latency is measured, and how it was trained."""
-
-    network: nn.Module
-    score: Accuracy
-    timed: str | None
-    neuron_retention: float | None
-    outcome: Outcome | None = None
 
 
 def evaluate_stages(
@@ -116,7 +98,7 @@ def evaluate_stages(
     slice_: Slice,
     *,
     classes: Sequence[str],
-    training: Training | None = FINE_TUNING,
+    training: Training | None = Training(learning_rate=0.01),
     scratch: Training | None = None,
     controls: bool = True,
     baseline: Neurons | None = None,
@@ -130,10 +112,8 @@ def evaluate_stages(
     with the same settings. Latencies are measured in one run, in turns.
 
     Args:
-        neurons: of the trained model, which is not changed.
-        task: what it was trained on, all classes.
-        slice_: the slice of the chosen classes, such as the union of theirs.
-        classes: names of at least two classes; the rows have them in the model's order.
+        task: what the model was trained on, all classes.
+        classes: names of at least two; the rows have them in the model's order.
         training: of fine-tuning; its seed also draws samples, random slice and untrained network. None leaves the
             fine-tuned rows out.
         scratch: of training from scratch, which is fair when it is as long as the model's own training; by default
@@ -141,7 +121,6 @@ def evaluate_stages(
         controls: whether to run the control arms.
         baseline: the whole model of the arm "full, fine-tuned", such as one trained without any thought of slices; by
             default the model itself.
-        recalibration_samples: at most so many training samples give the batch-norm statistics.
         latency_repeats: measurements per network and batch size (1 and 64).
 
     >>> stages = ts.judge.evaluate_stages(
@@ -154,69 +133,60 @@ def evaluate_stages(
     if len(indices) < 2:
         raise TorchsliceError(f"a sub-model needs at least two classes, got {classes[0]!r} alone; add one to it.")
     if scratch is None and training is not None:
-        scratch = replace(training, learning_rate=SCRATCH_LEARNING_RATE)
-    seed = (training or scratch or FINE_TUNING).seed
+        scratch = replace(training, learning_rate=0.05)
+    seed = (training or scratch or Training()).seed
     sub_task = task.restrict([task.classes[i] for i in indices])
-    labels, retention = sub_task.test.labels, slice_.neuron_retention
-    arms: dict[str, _Arm] = {}
+    labels, full = sub_task.test.labels, cost(neurons.model, neurons.example)
+    models: dict[str, nn.Module] = {}
+    rows: dict[str, Stage] = {}
+    timed: dict[str, str] = {}  # name of a stage -> the one of the same shape whose latency is measured
 
-    def prepared(source: Neurons, kept: Slice) -> nn.Module:
-        return recalibrated(extract(source, kept, classes=indices))
+    def add(name: str, network: nn.Module, kept: float | None, like: str, score: Accuracy | None = None) -> None:
+        score = score or accuracy_of(predict(network, sub_task, output=neurons.output), labels)
+        models[name], timed[name], mine = network, like, cost(network, neurons.example)
+        rows[name] = Stage(
+            name=name,
+            accuracy=score.overall,
+            class_accuracy=dict(zip(sub_task.classes, score.per_class, strict=True)),
+            neuron_retention=kept,
+            param_retention=mine.parameters / full.parameters,
+            mac_retention=mine.macs / full.macs,
+            parameters=mine.parameters,
+            macs=mine.macs,
+        )
+
+    def add_trained(name: str, start: nn.Module, settings: Training, kept: float | None, like: str) -> None:
+        found = finetune(start, sub_task, settings, output=neurons.output)
+        add(name, found.model, kept, like)
+        rows[name] = replace(rows[name], epochs=len(found.log) - 1, best_epoch=found.kept)
 
     def recalibrated(network: nn.Module) -> nn.Module:
         return recalibrate(network, sub_task, samples=recalibration_samples, seed=seed)
 
-    def add(name: str, network: nn.Module, timed: str | None, neuron_retention: float | None, **rest: Any) -> None:
-        score = accuracy_of(predict(network, sub_task, output=neurons.output), labels)
-        arms[name] = _Arm(network, score, timed, neuron_retention, **rest)
-
-    def add_trained(
-        name: str, start: nn.Module, settings: Training, timed: str, neuron_retention: float | None = None
-    ) -> None:
-        outcome = finetune(start, sub_task, settings, output=neurons.output)
-        add(name, outcome.model, timed, neuron_retention, outcome=outcome)
-
-    whole, small = (extract(neurons, kept, classes=indices) for kept in (neurons.full(), slice_))
-    models = (neurons.model, masked(neurons, slice_))
-    logits, held = (predict(model, sub_task, output=neurons.output) for model in models)  # [n, C]
+    whole, small = (extract(neurons, part, classes=indices) for part in (neurons.full(), slice_))
+    both = (neurons.model, masked(neurons, slice_))
+    logits, held = (predict(model, sub_task, output=neurons.output) for model in both)  # [n, C]
     score = accuracy_of(logits, torch.tensor(indices)[labels])
     score = Accuracy(score.overall, tuple(score.per_class[i] for i in indices))
-    arms["full"] = _Arm(neurons.model, score, "full", 1.0)
-    arms["restricted"] = _Arm(whole, accuracy_of(logits[:, indices], labels), "restricted", 1.0)
-    arms["masked"] = _Arm(neurons.model, accuracy_of(held[:, indices], labels), None, retention)
-    add("extracted", small, "extracted", retention)
-    add("recalibrated", recalibrated(small), "extracted", retention)
+    kept = slice_.neuron_retention
+    add("full", neurons.model, 1.0, "full", score)
+    add("restricted", whole, 1.0, "restricted", accuracy_of(logits[:, indices], labels))
+    add("masked", neurons.model, kept, "", accuracy_of(held[:, indices], labels))  # whose latency says nothing
+    add("extracted", small, kept, "extracted")
+    add("recalibrated", recalibrated(small), kept, "extracted")
     if training:
-        add_trained("fine-tuned", arms["recalibrated"].network, training, "extracted", retention)
+        add_trained("fine-tuned", models["recalibrated"], training, kept, "extracted")
     if controls:
-        random = prepared(neurons, random_like(slice_, seed=seed))
-        add("random slice, recalibrated", random, "random slice, recalibrated", retention)
+        random = recalibrated(extract(neurons, random_like(slice_, seed=seed), classes=indices))
+        add("random slice, recalibrated", random, kept, "random slice, recalibrated")
         if training:
-            add_trained("random slice, fine-tuned", random, training, "random slice, recalibrated", retention)
-            uncut = prepared(baseline or neurons, (baseline or neurons).full())
-            add_trained("full, fine-tuned", uncut, training, "restricted", 1.0)
+            add_trained("random slice, fine-tuned", random, training, kept, "random slice, recalibrated")
+            other = baseline or neurons
+            uncut = recalibrated(extract(other, other.full(), classes=indices))
+            add_trained("full, fine-tuned", uncut, training, 1.0, "restricted")
         if scratch:
-            add_trained("from scratch", reinitialised(small, seed=seed), scratch, "extracted")
-
-    full = cost(neurons.model, neurons.example)
-    timed = {arm.timed: arms[arm.timed].network for arm in arms.values() if arm.timed}
-    times = latency_ms(timed, neurons.example, repeats=latency_repeats)
-    rows = []
-    for name, arm in arms.items():
-        mine = cost(arm.network, neurons.example)
-        rows.append(
-            Stage(
-                name=name,
-                accuracy=arm.score.overall,
-                class_accuracy=dict(zip(sub_task.classes, arm.score.per_class, strict=True)),
-                neuron_retention=arm.neuron_retention,
-                param_retention=mine.parameters / full.parameters,
-                mac_retention=mine.macs / full.macs,
-                parameters=mine.parameters,
-                macs=mine.macs,
-                latency=times[arm.timed] if arm.timed else None,
-                epochs=len(arm.outcome.log) - 1 if arm.outcome else 0,
-                best_epoch=arm.outcome.kept if arm.outcome else None,
-            )
-        )
-    return Stages(tuple(sub_task.classes), tuple(rows), {name: arm.network for name, arm in arms.items()})
+            add_trained("from scratch", reinitialised(small, seed=seed), scratch, None, "extracted")
+    alone = {name: models[name] for name in timed.values() if name}
+    times = latency_ms(alone, neurons.example, repeats=latency_repeats)
+    stages = tuple(replace(row, latency=times.get(timed[name])) for name, row in rows.items())
+    return Stages(tuple(sub_task.classes), stages, models)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from torch import nn
 
 from ..data import Task
+from ..graph.views import copy_of
 from ..inputs import Output, device_of
 from .fit import Look, best_epoch, fit
 from .objectives import Objective
@@ -35,7 +35,7 @@ def finetune(
     >>> len(tuned.log), sorted(tuned.best)[0]
     (2, 'epoch')
     """
-    home, tuned = device_of(model), copy.deepcopy(model)
+    home, tuned = device_of(model), copy_of(model, {})
     rows = fit(
         tuned,
         task,

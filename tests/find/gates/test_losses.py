@@ -30,9 +30,9 @@ def test_by_hand():
     values = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0]])
     labels = torch.tensor([5, 5, 1])
     # cos(0, 1) = 0.6 in one class; cos(0, 2) = 0 and cos(1, 2) = 0.8 between two
-    assert [loss.item() for loss in pair_losses(values, labels)] == pytest.approx([0.4, 0.4], abs=1e-6)
+    assert [loss.item() for loss in pair_losses([values], labels, 6)] == pytest.approx([0.4, 0.4], abs=1e-6)
     both = [values, torch.ones(3, 7)]  # in the second layer all are alike
-    assert [loss.item() for loss in pair_losses(both, labels)] == pytest.approx([0.2, 0.7], abs=1e-6)
+    assert [loss.item() for loss in pair_losses(both, labels, 6)] == pytest.approx([0.2, 0.7], abs=1e-6)
 
 
 @given(
@@ -46,7 +46,7 @@ def test_like_the_literal_formula_and_in_range(seed, batch, widths, classes):
     # a third of the values and some rows are zero, as behind a relu
     layers = [torch.randn(batch, n, generator=generator).sub(0.4).relu() for n in widths]
     labels = torch.randint(classes, (batch,), generator=generator)
-    cohesion, coupling = pair_losses(layers, labels, num_classes=classes)
+    cohesion, coupling = pair_losses(layers, labels, classes)
     expected = slow_losses(layers, labels)
     assert (cohesion.item(), coupling.item()) == pytest.approx(expected, abs=2e-6)
     assert 0 <= cohesion <= 1 and 0 <= coupling <= 1
@@ -65,7 +65,7 @@ def test_like_the_literal_formula_and_in_range(seed, batch, widths, classes):
 )
 def test_edge_cases_have_finite_values_and_gradients(values, labels, expected):
     values = values.clone().requires_grad_()
-    losses = pair_losses(values, torch.tensor(labels))
+    losses = pair_losses([values], torch.tensor(labels), 3)
     sum(losses).backward()
     for loss, number in zip(losses, expected, strict=True):
         assert 0 <= loss <= 1 and (number is None or loss.item() == pytest.approx(number, abs=1e-6))
@@ -75,7 +75,7 @@ def test_edge_cases_have_finite_values_and_gradients(values, labels, expected):
 def test_the_gradient_is_that_of_the_similarity_matrix():
     values, labels = torch.rand(8, 6, dtype=torch.float64), torch.arange(8) % 3
     one, other = values.float().requires_grad_(), values.clone().requires_grad_()
-    cohesion, coupling = pair_losses(one, labels)
+    cohesion, coupling = pair_losses([one], labels, 3)
     (0.5 * cohesion + 1.5 * coupling).backward()
     rows = other / other.norm(dim=1, keepdim=True)
     similar = rows @ rows.T
@@ -92,6 +92,6 @@ def test_rows_of_zeros_get_no_gradient():
 
 def test_autocast_does_not_coarsen_them():
     values, labels = torch.rand(16, 300), torch.arange(16) % 4
-    plain = pair_losses(values, labels)
+    plain = pair_losses([values], labels, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert pair_losses(values, labels) == plain
+        assert pair_losses([values], labels, 4) == plain

@@ -38,17 +38,16 @@ def test_by_hand():
     masks = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 1]]).bool()
     assert cohesion(masks) == pytest.approx((1 / 2 + 0 + 0) / 3)
     assert cohesion(masks[:1]) == 1 and cohesion(masks[:0]) == 1
-    slices = {str(i): Slice({"first": torch.ones(4).bool(), "second": mask}) for i, mask in enumerate(masks)}
-    assert coupling(slices, layers=["second"]) == pytest.approx((1 / 2 + 0 + 0) / 3)
-    assert coupling(slices) == pytest.approx((5 / 6 + 4 / 7 + 4 / 6) / 3)
-    assert coupling({"0": slices["0"]}) == 0
+    assert coupling(masks) == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert coupling(torch.cat([torch.ones(3, 4).bool(), masks], 1)) == pytest.approx((5 / 6 + 4 / 7 + 4 / 6) / 3)
+    assert coupling(masks[:1]) == 0
 
 
 def test_coupling_is_the_mean_of_the_slices_own_overlap():
     generator = torch.Generator().manual_seed(0)
     slices = [Slice({"a": torch.rand(9, generator=generator) < 0.5}) for _ in range(5)]
     pairs = [one.jaccard(other) for one, other in itertools.combinations(slices, 2)]
-    assert coupling({str(i): s for i, s in enumerate(slices)}) == pytest.approx(sum(pairs) / len(pairs))
+    assert coupling(torch.stack([one["a"] for one in slices])) == pytest.approx(sum(pairs) / len(pairs))
 
 
 def test_healthy_gates_are_not_complained_about():

@@ -141,10 +141,10 @@ def test_neurons_that_rounding_alone_tells_apart_are_equal():
 @pytest.fixture
 def register():
     """Forget metrics that a test registers."""
-    before = dict(METRICS._entries)
+    before = dict(METRICS)
     yield lambda name, *metric: METRICS.register(name)(Metric(*metric))
-    METRICS._entries.clear()
-    METRICS._entries.update(before)
+    METRICS.clear()
+    METRICS.update(before)
 
 
 def peak(activation):

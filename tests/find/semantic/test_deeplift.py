@@ -17,8 +17,8 @@ from tests.find.semantic.nets import inputs_of, make
 from tests.nets import tiny_task
 from torchslice import TorchsliceError
 from torchslice.data import Stored
+from torchslice.find.semantic.contributions import detached, observe
 from torchslice.find.semantic.deeplift import Rescaling, check_balance, check_rescale, slope
-from torchslice.find.semantic.readings import detached, observe
 from torchslice.graph.activations import find_activations
 
 

@@ -33,7 +33,7 @@ from torchslice.find.semantic import (
     grams,
     similarity,
 )
-from torchslice.find.semantic.result import groups_of, jaccard, tree
+from torchslice.find.semantic.strategies import groups_of, jaccard, tree
 
 TASK = stripes()
 LAYERS = {"conv1": 8, "conv2": 6}

@@ -27,14 +27,8 @@ class Gate(nn.Module):
     For a layer with input x: z = mean of x over its positions, h = relu(W1 z), m = relu(tanh(W2 h + b)), one value in
     [0, 1) for every neuron of the layer. A gate counts as on when its value is above 0.
 
-    Args:
-        inputs: channels (axis 1) of the layer's input, or features of its last axis.
-        neurons: N.
-        axis: of the channels: 1 for a convolution, -1 for a linear layer.
-        generator: of the Kaiming-normal weights; b starts at 1.
-
-    >>> Gate(64, 128)(torch.randn(8, 64, 32, 32)).shape
-    torch.Size([8, 128])
+    The channels of the layer's input lie on `axis`: 1 for a convolution, -1 for a linear layer. W1 and W2 start
+    Kaiming-normal, b at 1.
     """
 
     def __init__(self, inputs: int, neurons: int, *, axis: int = 1, generator: torch.Generator | None = None) -> None:
@@ -59,8 +53,7 @@ class GatedModel(nn.Module):
     """A model whose layers are gated while it runs; made by `attach`.
 
     Attributes:
-        model: the user's model itself; its modules carry hooks during `forward` only.
-        neurons: the Neurons of the model.
+        model: the user's model itself, of which `neurons` are; its modules carry hooks during `forward` only.
         layers: names of the gated layers, in forward order; `gates` holds their gates in the same order.
         gate_values: {layer: float32 [B, N]} of the last forward pass. If a layer ran several times, each time with a
             mask of its own, the largest values.
@@ -68,8 +61,7 @@ class GatedModel(nn.Module):
 
     def __init__(self, neurons: Neurons, gates: Mapping[str, Gate]) -> None:
         super().__init__()
-        self.model = neurons.model
-        self.neurons = neurons
+        self.model, self.neurons = neurons.model, neurons
         self.layers = tuple(gates)
         self.gates = nn.ModuleList(gates.values())
         self.gate_values: dict[str, Tensor] = {}
@@ -80,7 +72,7 @@ class GatedModel(nn.Module):
         with ExitStack() as hooks:
             for name, gate in zip(self.layers, self.gates, strict=True):
                 for handle in self._hook(name, gate):
-                    hooks.callback(handle.remove)
+                    hooks.enter_context(handle)
             return self.model(*args, **kwargs)
 
     def _hook(self, name: str, gate: nn.Module) -> list[Any]:
@@ -105,9 +97,8 @@ class GatedModel(nn.Module):
     def fold(self, scales: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Return a copy of the model without gates, the given scales multiplied into its weights.
 
-        Args:
-            scales: {layer: float [N]}, for example gate values averaged over the classes a sub-model is for; layers
-                that are not named keep the scale 1, as if their gates were dropped.
+        The scales are {layer: float [N]}, for example gate values averaged over the classes a sub-model is for; layers
+        that are not named keep the scale 1, as if their gates were dropped.
 
         >>> mean = ts.gates.statistics(gated, task, progress=False).mean
         >>> plain = gated.fold({layer: values[[3, 8]].mean(0) for layer, values in mean.items()})
@@ -119,8 +110,15 @@ class GatedModel(nn.Module):
             layer = self.neurons.layers[name]
             if scale.shape != (layer.count,):
                 raise TorchsliceError(f"layer {name!r} has {layer.count} neurons, its scale is {list(scale.shape)}.")
-            for masked in (layer.mask_after, *layer.followers):
-                _multiply_weights(model.get_submodule(masked), masked, scale)
+            for place in (layer.mask_after, *layer.followers):
+                module = model.get_submodule(place)
+                own = [tensor for key in ("weight", "bias") if isinstance(tensor := getattr(module, key, None), Tensor)]
+                if not own:
+                    what = f"{place!r} ({type(module).__name__}) has no weight a scale could go into"
+                    raise TorchsliceError(f"{what}; build it with affine=True.")
+                with torch.no_grad():
+                    for tensor in own:  # [N, ...]
+                        tensor.mul_(scale.to(tensor).view(-1, *[1] * (tensor.dim() - 1)))
         return model
 
     def __getstate__(self) -> dict[str, Any]:
@@ -128,27 +126,11 @@ class GatedModel(nn.Module):
         return {**self.__dict__, "gate_values": {}}
 
 
-def _multiply_weights(module: nn.Module, name: str, scale: Tensor) -> None:
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor):
-        raise TorchsliceError(
-            f"{name!r} ({type(module).__name__}) has no weight a scale could go into; build it with affine=True."
-        )
-    with torch.no_grad():
-        scale = scale.to(weight)
-        weight.mul_(scale.view(-1, *[1] * (weight.dim() - 1)))
-        if bias is not None:
-            bias.mul_(scale)
-
-
 def attach(neurons: Neurons, *, layers: Sequence[str] | None = None, seed: int = 0) -> GatedModel:
     """Give layers of any model gates, to be trained together with it.
 
-    Args:
-        neurons: of the model, which is kept inside, not copied.
-        layers: names of the layers to gate. By default every convolution but the first; the hidden linear layers if
-            there is no such convolution.
-        seed: of the gates' weights.
+    The model is kept inside, not copied. Gated are the named `layers`, by default every convolution but the first, or
+    the hidden linear layers if there is no such convolution. The `seed` is of the gates' weights.
 
     >>> net = ts.models.create("convnet", num_classes=10, channels=1, width=0.25)
     >>> gated = ts.gates.attach(ts.find_neurons(net, task.example))
@@ -160,6 +142,9 @@ def attach(neurons: Neurons, *, layers: Sequence[str] | None = None, seed: int =
     convolutions = [name for name, layer in neurons.layers.items() if layer.kind == "conv"]
     default = convolutions[1:] or [name for name in neurons.layers if name not in convolutions]
     chosen = default if layers is None else list(dict.fromkeys(layers))
+    if not chosen:
+        raise TorchsliceError("no layer to gate: name at least one, or give a model with a second convolution to cut.")
+    generator, gates = torch.Generator().manual_seed(seed), {}
     for name in chosen:
         if name in neurons.pinned:
             raise TorchsliceError(
@@ -168,11 +153,6 @@ def attach(neurons: Neurons, *, layers: Sequence[str] | None = None, seed: int =
             )
         if name not in neurons.layers:
             raise unknown("layer", name, neurons.layers)
-    if not chosen:
-        raise TorchsliceError("no layer to gate: name at least one, or give a model with a second convolution to cut.")
-    generator = torch.Generator().manual_seed(seed)
-    gates = {}
-    for name in chosen:
         layer, module = neurons.layers[name], neurons.model.get_submodule(name)
         inputs: Any = module.in_features if isinstance(module, nn.Linear) else module.in_channels
         gates[name] = Gate(inputs, layer.count, axis=layer.axis, generator=generator)

@@ -45,35 +45,23 @@ class objective:
         """Run a GatedModel; return the loss, correct [B], and the parts cross_entropy, cohesion and coupling."""
         gated = check_gated(getattr(model, "module", model))  # unwrapped, where training is distributed
         logits = run(model, inputs, gated.neurons.output)
-        cohesion, coupling = pair_losses([*gated.gate_values.values()], labels, num_classes=logits.shape[1])
+        cohesion, coupling = pair_losses([*gated.gate_values.values()], labels, logits.shape[1])
         cross_entropy = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         loss = cross_entropy + self.cohesion_weight * cohesion + self.coupling_weight * coupling
         parts = {"cross_entropy": cross_entropy, "cohesion": cohesion, "coupling": coupling}
         return loss, logits.argmax(1) == labels, parts
 
 
-def pair_losses(
-    values: Tensor | Sequence[Tensor], labels: Tensor, *, num_classes: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the cohesion and the coupling loss of gate values, scalars in [0, 1].
+def pair_losses(layers: Sequence[Tensor], labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the cohesion and the coupling loss of gate values >= 0, [B, N] per layer: means over the layers in [0, 1].
 
     Cohesion is the mean of 1 - cosine similarity over pairs of samples of one class, coupling the mean cosine
-    similarity over pairs of different classes. A mean over no pair is 0, without gradient. Under torchrun the pairs
-    are those of the global batch.
-
-    Args:
-        values: gate values >= 0, float [B, N], or one such tensor per layer: the mean over the layers is returned.
-            A row of zeros is similar to nothing, with similarity 0.
-        labels: int64 [B].
-        num_classes: read from the labels if not given; needed under torchrun, where processes see different labels.
-
-    >>> pair_losses(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([3, 3]))
-    (tensor(1.), tensor(0.))
+    similarity over pairs of different classes. A row of zeros is similar to nothing; a mean over no pair is 0, without
+    gradient. Under torchrun the pairs are those of the global batch.
     """
-    layers = [values] if isinstance(values, Tensor) else list(values)
     with torch.autocast(labels.device.type, enabled=False):
         rows = unit_rows(layers)  # [B, N], |row|^2 = fraction of its layers that are not zero
-        classes = F.one_hot(labels, num_classes or -1).to(rows.dtype)  # [B, C]
+        classes = F.one_hot(labels, num_classes).to(rows.dtype)  # [B, C]
         own = (rows.detach() ** 2).sum(1)  # [B]
         figures = torch.cat([classes.T @ rows, classes.T @ torch.stack([own, torch.ones_like(own)], 1)], 1)
         figures = sum_over_ranks(figures)  # [C, N + 2]
@@ -94,11 +82,9 @@ def unit_rows(layers: Sequence[Tensor]) -> Tensor:
     The product of two joined rows is the mean over the layers of their cosine similarities. Rows of zeros stay zero
     and get no gradient.
     """
-    widths = torch.tensor([layer.shape[1] for layer in layers], device=layers[0].device)
-    layer_of = torch.arange(len(layers), device=widths.device).repeat_interleave(
-        widths, output_size=sum(layer.shape[1] for layer in layers)
-    )  # [N]
     values = torch.cat([layer.float() for layer in layers], 1)  # [B, N]
+    widths = torch.tensor([layer.shape[1] for layer in layers], device=values.device)
+    layer_of = torch.arange(len(layers), device=values.device).repeat_interleave(widths, output_size=values.shape[1])
     squares = values.new_zeros(len(values), len(layers)).index_add(1, layer_of, values**2)  # [B, L]
     on = squares > 0
     scales = torch.where(on, squares, 1).rsqrt() * on / len(layers) ** 0.5  # [B, L]

@@ -5,7 +5,7 @@ Shapes: S samples, N neurons, K neurons of a slice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -29,15 +29,11 @@ def jaccard_sum(masks: Tensor, *, block: int = BLOCK) -> float:
     """Return the sum of the Jaccard overlaps |a & b| / |a | b| of all pairs of rows of masks, bool [S, N].
 
     Counts are exact (float32 products of 0 and 1 below 2^24); two empty rows overlap by 1.
-
-    >>> jaccard_sum(torch.tensor([[True, True], [True, False], [True, False]]))
-    2.0
     """
     blocks, total = masks.split(block), 0.0
     for i, rows in enumerate(blocks):
-        left = rows.float()
         for j, others in enumerate(blocks[i:], start=i):
-            both = left @ others.float().T
+            both = rows.float() @ others.float().T
             either = rows.sum(1)[:, None] + others.sum(1) - both
             overlap = torch.where(either > 0, both / either.clamp(min=1), 1).sum(dtype=torch.float64).item()
             total += overlap if i != j else (overlap - len(rows)) / 2  # each pair once, no row with itself
@@ -45,30 +41,22 @@ def jaccard_sum(masks: Tensor, *, block: int = BLOCK) -> float:
 
 
 def cohesion(masks: Tensor) -> float:
-    """Return the mean Jaccard overlap, in [0, 1], of pairs of sample masks of one class, bool [S, K]; 1 without a pair.
-
-    >>> cohesion(torch.tensor([[True, True], [True, False]]))
-    0.5
-    """
+    """Return the mean overlap, in [0, 1], of pairs of sample masks of one class, bool [S, K]; 1 without a pair."""
     pairs = len(masks) * (len(masks) - 1) / 2
     return jaccard_sum(masks) / pairs if pairs else 1.0
 
 
-def coupling(slices: Mapping[str, Slice], *, layers: Sequence[str] | None = None) -> float:
-    """Return the mean Jaccard overlap, in [0, 1], over pairs of class slices; 0 with a single class.
-
-    `layers` restricts it, usually to the gated ones: layers that all classes keep whole overlap by themselves.
-    """
-    pairs = len(slices) * (len(slices) - 1) / 2
-    return jaccard_sum(torch.stack([_join(s, layers) for s in slices.values()])) / pairs if pairs else 0.0
+def coupling(masks: Tensor) -> float:
+    """Return the mean overlap, in [0, 1], of pairs of class slices, bool [C, N]; 0 with a single class."""
+    return cohesion(masks) if len(masks) > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Health:
-    """Layers and gates that do not tell samples apart.
+    """What of so many gated `layers` does not tell samples apart.
 
-    `collapsed` are layers in which all samples share one mask, `dead_layers` those in which no gate is ever on, and
-    `dead_gates` counts the gates that are never on in the other layers. `layers` is the number of gated layers.
+    In `collapsed` layers all samples share one mask, in `dead_layers` no gate is ever on; `dead_gates` counts the gates
+    that are never on in the other layers.
     """
 
     layers: int
@@ -79,10 +67,14 @@ class Health:
     @property
     def warnings(self) -> list[str]:
         """One sentence for each thing that is wrong, with what to do; dead gates alone are nothing wrong."""
+        dead, shared = (
+            ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            for names in (self.dead_layers, self.collapsed)
+        )
         words = []
-        if self.dead_layers:
+        if dead:
             words.append(
-                f"Dead: no gate is ever on in {_some(self.dead_layers)}; class slices keep them whole. "
+                f"Dead: no gate is ever on in {dead}; class slices keep them whole. "
                 "Train anew with a lower learning rate or coupling_weight."
             )
         if len(self.collapsed) + len(self.dead_layers) == self.layers:
@@ -90,25 +82,23 @@ class Health:
                 "Collapsed: all samples share one mask in every layer, so all classes have the same slice. "
                 "Train longer, or with a lower cohesion_weight or a higher coupling_weight."
             )
-        elif self.collapsed:
+        elif shared:
             words.append(
-                f"Collapsed: all samples share one mask in {_some(self.collapsed)}, "
-                f"{len(self.collapsed)} of {self.layers} gated layers; classes share their slices there."
+                f"Collapsed: all samples share one mask in {shared}, {len(self.collapsed)} of {self.layers} gated "
+                "layers; classes share their slices there."
             )
         return words
 
 
 def health_of(frequency: Mapping[str, Tensor]) -> Health:
-    """Judge gates by how often they are on over all samples, {layer: [N], in [0, 1]}.
-
-    >>> health_of({"conv2": torch.tensor([1.0, 0.0]), "conv3": torch.tensor([0.5, 0.0])}).collapsed
-    ('conv2',)
-    """
-    dead = tuple(name for name, rates in frequency.items() if not rates.any())
-    alive = {name: rates for name, rates in frequency.items() if name not in dead}
-    collapsed = tuple(name for name, rates in alive.items() if rates.minimum(1 - rates).mean() < SHARED)
-    never = {name: int((rates == 0).sum()) for name, rates in alive.items()}
-    return Health(len(frequency), collapsed, dead, {name: count for name, count in never.items() if count})
+    """Judge gates by how often they are on over all samples, {layer: [N], in [0, 1]}."""
+    alive = {name: rates for name, rates in frequency.items() if rates.any()}
+    return Health(
+        layers=len(frequency),
+        collapsed=tuple(name for name, rates in alive.items() if rates.minimum(1 - rates).mean() < SHARED),
+        dead_layers=tuple(name for name in frequency if name not in alive),
+        dead_gates={name: count for name, rates in alive.items() if (count := int((rates == 0).sum()))},
+    )
 
 
 @dataclass(frozen=True)
@@ -156,9 +146,9 @@ def report(
     kept = {name: slices[name] for name in task.classes}
     for slice_ in kept.values():
         gated.neurons.check(slice_)
-    columns = [_join(slice_, gated.layers) for slice_ in kept.values()]  # one bool [N] per class
+    columns = torch.stack([torch.cat([slice_[layer] for layer in gated.layers]) for slice_ in kept.values()])  # [C, N]
     own = [[torch.zeros(0, int(column.sum()), dtype=torch.bool)] for column in columns]  # masks of each class, [S, K]
-    on = torch.zeros(len(columns[0]), dtype=torch.int64)
+    on = torch.zeros(columns.shape[1], dtype=torch.int64)
     for labels, values in sweep(gated, task, batch_size=batch_size, progress=progress, ranks=Ranks()):
         masks, labels = values.cpu() > 0, labels.cpu()  # [B, N], [B]
         on += masks.sum(0)
@@ -168,20 +158,7 @@ def report(
         name: {"neuron_retention": column.double().mean().item(), "cohesion": cohesion(torch.cat(rows))}
         for name, column, rows in zip(kept, columns, own, strict=True)
     }
-    widths = [gated.neurons.layers[name].count for name in gated.layers]
-    frequency = dict(zip(gated.layers, (on / len(task.train)).split(widths), strict=True))
-    return Report(
-        neuron_retention=fmean(figures["neuron_retention"] for figures in classes.values()),
-        cohesion=fmean(figures["cohesion"] for figures in classes.values()),
-        coupling=coupling(kept, layers=gated.layers),
-        classes=classes,
-        health=health_of(frequency),
-    )
-
-
-def _join(slice_: Slice, layers: Sequence[str] | None) -> Tensor:
-    return torch.cat([slice_[name] for name in (slice_.layers if layers is None else layers)])
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    mean = {key: fmean(figures[key] for figures in classes.values()) for key in ("neuron_retention", "cohesion")}
+    frequency = (on / len(task.train)).split([gated.neurons.layers[name].count for name in gated.layers])
+    health = health_of(dict(zip(gated.layers, frequency, strict=True)))
+    return Report(**mean, coupling=coupling(columns), classes=classes, health=health)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +36,8 @@ class GateStatistics:
 
     classes: tuple[str, ...]
     samples: Tensor
-    frequency: dict[str, Tensor]
-    mean: dict[str, Tensor]
-
-    def __repr__(self) -> str:
-        gates = sum(mean.shape[1] for mean in self.mean.values())
-        return (
-            f"GateStatistics({gates} gates in {len(self.mean)} layers, "
-            f"{int(self.samples.sum())} samples of {len(self.classes)} classes)"
-        )
+    frequency: dict[str, Tensor] = field(repr=False)
+    mean: dict[str, Tensor] = field(repr=False)
 
 
 def class_slices(
@@ -52,13 +45,8 @@ def class_slices(
 ) -> dict[str, Slice]:
     """Return the slice of every class: the neurons whose gates are on for enough of its training samples.
 
-    Layers without gates are kept whole (arXiv 2306.09376, section 3.3).
-
-    Args:
-        gated: a trained model with gates; it is run in eval mode.
-        task: its training split is used, never another.
-        frequency_threshold: fraction of the samples, in (0, 1].
-        batch_size: samples per forward pass; the result does not depend on it.
+    Enough is the fraction `frequency_threshold` in (0, 1] of them; layers without gates are kept whole (arXiv
+    2306.09376, section 3.3). The model runs in eval mode; no other split is used.
 
     >>> slices = ts.gates.class_slices(gated, task, progress=False)
     >>> (slices["3"] | slices["8"]).layers == gated.neurons.full().layers
@@ -79,8 +67,7 @@ def statistics(gated: GatedModel, task: Task, *, batch_size: int = 512, progress
     True
     """
     device, classes = device_of(check_gated(gated)), len(task.classes)
-    ranks = current_ranks(device)
-    widths = [gated.neurons.layers[name].count for name in gated.layers]
+    ranks, widths = current_ranks(device), [gated.neurons.layers[name].count for name in gated.layers]
     on = torch.zeros(classes, sum(widths) + 1, dtype=torch.float64, device=device)
     total = torch.zeros_like(on)  # [C, N + 1], the last column counts samples
     for labels, values in sweep(gated, task, batch_size=batch_size, progress=progress, ranks=ranks):
@@ -90,19 +77,15 @@ def statistics(gated: GatedModel, task: Task, *, batch_size: int = 512, progress
         total += own @ joined
     on, total = ranks.sum(on).cpu(), ranks.sum(total).cpu()
     samples = on[:, -1]
-    if (samples == 0).any():
-        missing = task.classes[int((samples == 0).nonzero()[0])]
+    if not samples.all():
         raise TorchsliceError(
-            f"class {missing!r} of {task.name} has no training sample, so it has no slice; "
-            "leave it out with task.restrict([...])."
+            f"class {task.classes[int(samples.argmin())]!r} of {task.name} has no training sample, so it has no "
+            "slice; leave it out with task.restrict([...])."
         )
-    frequency, mean = ((sums[:, :-1] / samples[:, None]).split(widths, 1) for sums in (on, total))
-    return GateStatistics(
-        tuple(task.classes),
-        samples.long(),
-        dict(zip(gated.layers, frequency, strict=True)),
-        dict(zip(gated.layers, mean, strict=True)),
+    frequency, mean = (
+        dict(zip(gated.layers, (sums[:, :-1] / samples[:, None]).split(widths, 1), strict=True)) for sums in (on, total)
     )
+    return GateStatistics(tuple(task.classes), samples.long(), frequency, mean)
 
 
 def sweep(
@@ -136,16 +119,9 @@ def slices_from(gated: GatedModel, statistics: GateStatistics, *, frequency_thre
 def often_on(frequency: Tensor, threshold: float) -> Tensor:
     """Return which neurons of a layer each class keeps, bool [C, N], at least one per class.
 
-    Kept is what is on at least as often as `threshold`; where that is nothing, the threshold of that class sinks by
-    0.05 at a time until something is kept. A class for which no gate is ever on keeps the whole layer.
-
-    Args:
-        frequency: fraction of a class's samples for which a gate is on, in [0, 1], [C, N].
-        threshold: in (0, 1].
-
-    >>> often_on(torch.tensor([[0.95, 0.2], [0.83, 0.1]]), 0.9)
-    tensor([[ True, False],
-            [ True, False]])
+    Kept is what is on, in a fraction [C, N] of the class's samples, at least as often as `threshold`; where that is
+    nothing, the threshold of that class sinks by 0.05 at a time until something is kept. A class for which no gate is
+    ever on keeps the whole layer.
     """
     frequency = frequency.double()
     best = frequency.max(1, keepdim=True).values  # [C, 1]

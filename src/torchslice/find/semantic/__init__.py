@@ -3,15 +3,13 @@
 from .contributions import Contributions, contributions
 from .grams import Similarity, similarity
 from .metrics import METRICS, Metric
-from .result import STRATEGIES, Group, SemanticSlices
-from .strategies import Budget, PerClass, PerLayer, ReachTheta, Strategy, class_slices
+from .strategies import STRATEGIES, Budget, PerClass, PerLayer, ReachTheta, SemanticSlices, Strategy, class_slices
 
 __all__ = [
     "METRICS",
     "STRATEGIES",
     "Budget",
     "Contributions",
-    "Group",
     "Metric",
     "PerClass",
     "PerLayer",

@@ -1,30 +1,32 @@
 """Contributions: how much every neuron of a trained model matters to every class.
 
-Shapes: C classes, N neurons of a layer, M neurons of all layers, b samples of a batch that count, n samples.
+Shapes: B batch, C classes, N neurons of a layer, M neurons of all layers, P positions, n samples; R rows of a run: the
+B samples and, for DeepLIFT, the baseline.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data import Images, Task
 from ...data.splits import rank_in_class
 from ...errors import TorchsliceError
-from ...graph.activations import find_activations
+from ...graph.activations import Activations, Seen, find_activations, reading
 from ...graph.neurons import Neurons
-from ...inputs import Inputs, device_of, map_tensors, tensors
+from ...graph.views import view_of
+from ...inputs import Inputs, device_of, join, map_tensors, tensors
 from ...tables import table
-from ...training.progress import Bar, progress_bar
-from .deeplift import check_rescale
+from ...training.progress import progress_bar
+from .deeplift import Rescaling, by_row, check_balance, check_rescale
 from .metrics import METRICS, Term, reads
-from .readings import detached, observe
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,33 +73,25 @@ class Contributions:
         widths = {layer: of.shape[1] for layer, of in self[self.metrics[0]].items()}
         same_neurons = widths == {name: layer.count for name, layer in neurons.layers.items()}
         if not same_neurons or self.classes != task.classes:
-            what = (
-                f"to other classes than those of {task.name}" if same_neurons else "of other neurons than the model's"
-            )
+            others = f"to other classes than those of {task.name}"
+            what = others if same_neurons else "of other neurons than the model's"
             raise TorchsliceError(f"these are contributions {what}; measure them again: contributions(neurons, task).")
 
     def to_plain(self) -> dict[str, Any]:
         """Return the scores as JSON-able data."""
-        return {
-            "classes": list(self.classes),
-            "scores": {m: {layer: s.tolist() for layer, s in layers.items()} for m, layers in self.scores.items()},
-            "samples": self.samples.tolist(),
-            "counts": self.counts.tolist(),
-        }
+        return {**map_tensors(Tensor.tolist, vars(self)), "classes": list(self.classes)}
 
-    def __str__(self) -> str:
-        rows, low, high = [], int(self.counts.min()), int(self.counts.max())
+    def __repr__(self) -> str:
+        rows = []
         for layer, first in self[self.metrics[0]].items():
-            scores = [of[layer] for of in self.scores.values()]
-            silent = int(torch.stack([(s == 0).all(0) for s in scores]).all(0).sum())
-            rows.append((layer, first.shape[1], silent, *(f"{s.mean().item():.3g}" for s in scores)))
+            scores = torch.stack([of[layer] for of in self.scores.values()])  # [metrics, C, N]
+            silent = int((scores == 0).all(0).all(0).sum())
+            rows.append((layer, first.shape[1], silent, *(f"{mean:.3g}" for mean in scores.mean((1, 2)).tolist())))
         title = (
-            f"Contributions to {len(self.classes)} classes, from {low} to {high} samples per class; means over neurons "
-            "and classes. A silent neuron scores 0 throughout."
+            f"Contributions to {len(self.classes)} classes, from {self.counts.min()} to {self.counts.max()} samples "
+            "per class; means over neurons and classes. A silent neuron scores 0 throughout."
         )
         return f"{title}\n{table(('layer', 'neurons', 'silent', *self.scores), rows)}"
-
-    __repr__ = __str__
 
 
 def contributions(
@@ -130,15 +124,12 @@ def contributions(
     Args:
         task: its training split is used, never another.
         metric: one name or several, which share the pass; see `METRICS`, which also takes new ones.
-        samples_per_class: at most so many.
+        samples_per_class: at most so many, the first in the order of the `seed`.
         correct_only: take only samples that the model classifies correctly. If no sample of a class is, misclassified
             ones are used.
-        seed: of the choice of the samples.
-        batch_size: samples per forward pass.
 
-    Raises:
-        TorchsliceError: for a class without a sample, values that are not finite, and with "deeplift" for inputs that
-            are not numbers of floating point and models that the rescale rule does not cover, such as transformers.
+    Raises TorchsliceError for a class without a sample, values that are not finite, and with "deeplift" for inputs that
+    are not numbers of floating point and models that the rescale rule does not cover, such as transformers.
 
     >>> found = contributions(neurons, task, metric=["avg", "taylor"], samples_per_class=20, progress=False)
     >>> found["avg"]["features.0.0"].shape, found.counts.max()
@@ -155,88 +146,37 @@ def contributions(
     terms = list(dict.fromkeys(term for m in chosen.values() for term in m.terms))
     if any("contribution" in reads(term) for term in terms):
         check_rescale(neurons)
-    sweep = _Sweep(neurons, task, terms, batch_size)
-    order = rank_in_class(task.train.labels, seed).argsort(stable=True)
-    candidates = [order[task.train.labels[order] == label] for label in range(len(task.classes))]
+    found, labels, classes = _Sums(neurons, task, terms), task.train.labels, len(task.classes)
+    order = rank_in_class(labels, seed).argsort(stable=True)
+    candidates = [order[labels[order] == label] for label in range(classes)]
     wanted = sum(min(samples_per_class, len(rows)) for rows in candidates)
     with progress_bar(progress, total=math.ceil(wanted / batch_size)) as bar:
-        sweep.fill(candidates, samples_per_class, correct_only, bar)
-        without = [rows if n == 0 else rows[:0] for rows, n in zip(candidates, sweep.counts.tolist(), strict=True)]
-        sweep.fill(without, samples_per_class, False, bar)
-    widths = {layer: neurons.layers[layer].count for layer in sweep.where.chains}
-    means = {
-        term: (sums.cpu() / sweep.counts[:, None]).split([*widths.values()], 1) for term, sums in sweep.sums.items()
-    }
+        for only in (correct_only, False):  # the second time for classes of which no sample is classified correctly
+            without = (found.counts == 0).tolist()
+            waiting = [rows if none else rows[:0] for rows, none in zip(candidates, without, strict=True)]
+            while True:
+                lacking = (samples_per_class - found.counts).tolist()
+                rows = torch.cat([own[:k] for own, k in zip(waiting, lacking, strict=True)])
+                waiting = [own[k:] for own, k in zip(waiting, lacking, strict=True)]
+                if len(rows) == 0:
+                    break
+                batches = rows.split(batch_size)
+                for batch, inputs in zip(batches, task.train.read(batches, device=found.device), strict=True):
+                    found.add(batch, inputs, only)
+                    bar.advance("contributions", f"{len(found.samples)} samples")
+    counts, widths = found.counts, {layer: neurons.layers[layer].count for layer in found.where.chains}
+    means = {t: (sums.cpu() / counts[:, None]).split([*widths.values()], 1) for t, sums in found.sums.items()}
     scores: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for name, measure in chosen.items():
         for layer, *columns in zip(widths, *(means[term] for term in measure.terms), strict=True):
-            scores[name][layer] = measure.score(*columns)
-            _check_scores(scores[name][layer], (len(task.classes), widths[layer]), name, layer)
-    return Contributions(task.classes, scores, sweep.samples, sweep.counts)
-
-
-class _Sweep:
-    """Sums of terms over training samples, for all layers, classes and neurons at once."""
-
-    def __init__(self, neurons: Neurons, task: Task, terms: Sequence[Term], batch_size: int) -> None:
-        self.task, self.batch_size, self.device = task, batch_size, device_of(neurons.model)
-        self.where, self.neurons = find_activations(neurons), neurons.on(detached(neurons.model))
-        rescaled = [term for term in terms if "contribution" in reads(term)]
-        plain = [term for term in terms if term not in rescaled]
-        self.runs = [(rescaled, mean_input(task, self.device))] if rescaled else []
-        self.runs += [(plain, None)] if plain else []
-        self.sums: dict[Term, Tensor] = {}  # {term: float64 [C, M]}
-        self.samples = torch.zeros(0, dtype=torch.int64)
-
-    @property
-    def counts(self) -> Tensor:
-        """How many samples of each class are in the sums, int64 [C]."""
-        return self.task.train.labels[self.samples].bincount(minlength=len(self.task.classes))
-
-    def fill(self, waiting: list[Tensor], samples_per_class: int, correct_only: bool, bar: Bar) -> None:
-        """Add up the first `samples_per_class` samples of every class that count, of those that wait.
-
-        They are tried in their order until there are enough. Whether a sample is classified correctly shows in the pass
-        itself, and neither batch size nor other classes play a part.
-        """
-        while True:
-            lacking = (samples_per_class - self.counts).tolist()
-            rows = torch.cat([own[:k] for own, k in zip(waiting, lacking, strict=True)])
-            waiting = [own[k:] for own, k in zip(waiting, lacking, strict=True)]
-            if len(rows) == 0:
-                return
-            batches = rows.split(self.batch_size)
-            for batch, inputs in zip(batches, self.task.train.read(batches, device=self.device), strict=True):
-                self.add(batch, inputs, correct_only)
-                bar.advance("contributions", f"{len(self.samples)} samples")
-
-    def add(self, rows: Tensor, inputs: Inputs, correct_only: bool) -> None:
-        """Add up the samples of a batch, or those of them that are classified correctly."""
-        labels = self.task.train.labels[rows].to(self.device)
-        values: dict[Term, Tensor] = {}
-        for terms, baseline in self.runs:
-            logits, found = observe(self.neurons, self.where, inputs, labels, terms, baseline)
-            values |= found
-        counted = (logits.argmax(1) == labels) | (not correct_only)  # [B]
-        member = F.one_hot(labels[counted], len(self.task.classes)).double().T  # [C, b]
-        for term, value in values.items():
-            self.sums[term] = self.sums.get(term, 0) + member @ value[counted]
-        self.samples = torch.cat([self.samples, rows[counted.cpu()]])
-
-
-def mean_input(task: Task, device: torch.device) -> Inputs:
-    """Return the mean training input, [1, ...] for every tensor of the inputs."""
-    if isinstance(task.train, Images):
-        images = task.train.images
-        total = torch.stack([part.sum(0, dtype=torch.int64) for part in images.split(1024)]).sum(0)
-        return task.train.measured().normalise((total.double() / len(images))[None]).to(device)
-    sums: list[Tensor] = []
-    batches = torch.arange(len(task.train)).split(256)
-    for inputs in task.train.read(batches, device=device):
-        found = [tensor.sum(0, keepdim=True, dtype=torch.float64) for tensor in tensors(inputs)]
-        sums = [total + more for total, more in zip(sums, found, strict=True)] if sums else found
-    means = iter(sums)
-    return map_tensors(lambda tensor: (next(means) / len(task.train)).to(tensor.dtype), inputs)
+            scores[name][layer] = score = measure.score(*columns)
+            if score.shape != (classes, widths[layer]) or not score.isfinite().all():
+                raise TorchsliceError(
+                    f"metric {name!r} must score layer {layer!r} in finite numbers {[classes, widths[layer]]}; got "
+                    f"{list(score.shape)}, {int((~score.isfinite()).sum())} of them NaN or infinite. Check metric, "
+                    "model and samples."
+                )
+    return Contributions(task.classes, scores, found.samples, counts)
 
 
 def _check_classes(neurons: Neurons, task: Task) -> None:
@@ -253,9 +193,127 @@ def _check_classes(neurons: Neurons, task: Task) -> None:
         )
 
 
-def _check_scores(scores: Tensor, shape: tuple[int, int], metric: str, layer: str) -> None:
-    if scores.shape != shape or not scores.isfinite().all():
+class _Sums:
+    """Sums of terms over training samples, for all layers, classes and neurons at once."""
+
+    def __init__(self, neurons: Neurons, task: Task, terms: Sequence[Term]) -> None:
+        self.where, self.neurons = find_activations(neurons), neurons.on(detached(neurons.model))
+        self.labels, self.classes, self.device = task.train.labels, len(task.classes), device_of(neurons.model)
+        rescaled = [term for term in terms if "contribution" in reads(term)]
+        plain = [term for term in terms if term not in rescaled]
+        self.runs = [(rescaled, mean_input(task, self.device))] if rescaled else []
+        self.runs += [(plain, None)] if plain else []
+        self.sums: dict[Term, Tensor] = {}  # {term: float64 [C, M]}
+        self.samples = torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def counts(self) -> Tensor:
+        """How many samples of each class are in the sums, int64 [C]."""
+        return self.labels[self.samples].bincount(minlength=self.classes)
+
+    def add(self, rows: Tensor, inputs: Inputs, correct_only: bool) -> None:
+        """Add up the samples of a batch, or those that this very pass classifies correctly."""
+        labels = self.labels[rows].to(self.device)
+        values: dict[Term, Tensor] = {}
+        for terms, baseline in self.runs:
+            logits, found = observe(self.neurons, self.where, inputs, labels, terms, baseline)
+            values |= found
+        counted = (logits.argmax(1) == labels) | (not correct_only)  # [B]
+        member = F.one_hot(labels[counted], self.classes).double().T  # [C, samples that count]
+        for term, value in values.items():
+            self.sums[term] = self.sums.get(term, 0) + member @ value[counted]
+        self.samples = torch.cat([self.samples, rows[counted.cpu()]])
+
+
+def mean_input(task: Task, device: torch.device) -> Inputs:
+    """Return the mean training input, [1, ...] for every tensor of the inputs; that of images is exact."""
+    if isinstance(task.train, Images):
+        images = task.train.images
+        total = torch.stack([part.sum(0, dtype=torch.int64) for part in images.split(1024)]).sum(0)
+        return task.train.measured().normalise((total.double() / len(images))[None]).to(device)
+    sums: list[Tensor] = []
+    for inputs in task.train.read(torch.arange(len(task.train)).split(256), device=device):
+        found = [tensor.sum(0, keepdim=True, dtype=torch.float64) for tensor in tensors(inputs)]
+        sums = [total + more for total, more in zip(sums, found, strict=True)] if sums else found
+    means = iter(sums)
+    return map_tensors(lambda tensor: (next(means) / len(task.train)).to(tensor.dtype), inputs)
+
+
+def detached(model: nn.Module) -> nn.Module:
+    """Return a view of a model, in eval mode, with parameters of its own in the memory of the model's.
+
+    So gradients can be asked for whatever of the model is frozen, and nothing of the model changes.
+    """
+    view = view_of(model).eval()
+    own = {p: nn.Parameter(p.detach(), requires_grad=False) for p in view.parameters()}
+    for module in view.modules():
+        module._parameters.update({name: own[p] for name, p in module._parameters.items() if p is not None})
+    return view
+
+
+def observe(
+    neurons: Neurons, where: Activations, inputs: Inputs, labels: Tensor, terms: Sequence[Term], baseline: Inputs = None
+) -> tuple[Tensor, dict[Term, Tensor]]:
+    """Run inputs of classes [B] and return the logits [B, C] and the value of every term, {term: float64 [B, M]}.
+
+    The neurons are of a `detached` model. With a baseline, one input that DeepLIFT compares the others with, terms may
+    read contributions, without one gradients.
+    """
+    count, rescale = len(labels), baseline is not None
+    backward = rescale or any("gradient" in reads(term) for term in terms)
+    if rescale:
+        inputs = map_tensors(Tensor.requires_grad_, join((inputs, baseline)))  # [R, ...]
+    neurons.model.requires_grad_(backward and not rescale)  # for gradients also if the inputs are integers
+    rescaling = Rescaling(count + 1) if rescale else nullcontext()
+    with torch.set_grad_enabled(backward), rescaling, reading(neurons.model, where) as seen:
+        logits = neurons.logits(inputs)
+        own = logits[:count].gather(1, labels[:, None]).squeeze(1)  # [B]
+        target = own.sum() if rescale else F.cross_entropy(logits, labels, reduction="sum")
+    if not logits.isfinite().all():
+        odd = [layer for layer, uses in seen.values.items() if not all(use.isfinite().all() for use in uses)]
         raise TorchsliceError(
-            f"metric {metric!r} must score layer {layer!r} in finite numbers {list(shape)}; got {list(scores.shape)}, "
-            f"{int((~scores.isfinite()).sum())} of them NaN or infinite. Check metric, model and samples."
+            f"the model computes NaN or infinite values {f'from layer {odd[0]!r} on' if odd else 'in its logits'}, so "
+            "nothing can be said about its neurons. Check its weights and the data."
         )
+    gradients, of_inputs = _gradients(target, seen, tensors(inputs) if rescale else []) if backward else ({}, [])
+    if rescale:
+        parts = [(m * (x - x[-1:]))[:-1].flatten(1) for m, x in zip(of_inputs, tensors(inputs), strict=True)]
+        check_balance(torch.cat(parts, 1).detach(), (own - logits[-1, labels]).detach())
+    values: dict[Term, list[Tensor]] = {term: [] for term in terms}
+    for layer in where.chains:
+        a = by_position(seen.values[layer], layer, where, count + rescale)
+        found = {"activation": a[:count]}
+        if backward:
+            found["gradient"] = m = by_position(gradients[layer], layer, where, count + rescale)
+        if rescale:
+            found["contribution"] = m[:-1] * (a[:-1] - a[-1:])
+        for term in terms:
+            value = term(**{name: found[name] for name in reads(term)}).double()
+            if value.shape != a[:count].shape[:2]:
+                raise TorchsliceError(
+                    f"term {term.__name__!r} of a metric must return one value per sample and neuron, "
+                    f"{list(a[:count].shape[:2])}; it returned {list(value.shape)}."
+                )
+            values[term].append(value)
+    return logits[:count].detach(), {term: torch.cat(columns, 1) for term, columns in values.items()}
+
+
+def _gradients(target: Tensor, seen: Seen, inputs: list[Tensor]) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+    """Return the gradients of all uses of all layers, and those of the inputs."""
+    for layer, uses in seen.values.items():
+        if not all(use.requires_grad for use in uses):
+            raise TorchsliceError(
+                f"layer {layer!r} has no gradient: the model runs it without one (torch.no_grad or detach). "
+                "Remove that from its forward, or take a metric without gradients: avg, var or ens."
+            )
+    flat = [use for uses in seen.values.values() for use in uses]
+    found = iter(torch.autograd.grad(target, [*flat, *inputs], materialize_grads=True))
+    return {layer: [next(found) for _ in uses] for layer, uses in seen.values.items()}, [*found]
+
+
+def by_position(uses: Sequence[Tensor], layer: str, where: Activations, rows: int) -> Tensor:
+    """Join the tensors [R * k, ..., N, ...] of a layer, one per use, to one [R, N, P]."""
+    axis = where.axis[layer]
+    split = [by_row(use, rows, f"layer {layer!r}") for use in uses]  # [R, k, ..., N, ...]
+    joined = [use.movedim(axis + 1 if axis > 0 else axis, 1).flatten(2) for use in split]
+    return joined[0] if len(joined) == 1 else torch.cat(joined, 2)

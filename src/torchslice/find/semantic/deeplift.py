@@ -31,7 +31,6 @@ _COPIES = {
     *("neg", "negative", "positive", "contiguous", "clone", "alias", "zeros_like"),
     *("to", "float", "double", "type", "type_as", "cpu", "cuda"),
 }
-_MAXIMA = {f"{kind}max_pool{axes}d" for kind in ("", "adaptive_") for axes in (1, 2, 3)}
 _LINEAR = (  # in all their arguments together
     {*known.MOVES, *known.CONCATENATIONS, *known.RESIZERS, *_COPIES, "stack", "mean", "sum", "pad"}
     | {*known.ADDITIVE} - {"maximum", "minimum"}
@@ -39,10 +38,11 @@ _LINEAR = (  # in all their arguments together
 )
 _LINEAR_IN_ONE = {  # in any of their arguments
     *(*known.CONVOLUTIONS, *known.NORMS, *known.MULTIPLICATIVE, "linear", "matmul", "mm", "bmm", "einsum"),
-    *(f"conv_transpose{axes}d" for axes in (1, 2, 3)),
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 }
 _DROPOUT = {name for name in known.ZERO_STAYS if "dropout" in name}
 _LINEAR_IN_FIRST = {*known.DIVISION, *_DROPOUT}
+_MAXIMA = {name for name in known.POOLS if "max" in name}
 _RESCALED = (
     {*known.ZERO_STAYS, *known.ZERO_GOES, *known.CLAMPS, "pow", "prelu", "log", "log1p", "expm1", "rsqrt", "reciprocal"}
     - {*_COPIES, *_DROPOUT}
@@ -101,69 +101,42 @@ class Rescaling(TorchFunctionMode):
             return func(x, *others, **kwargs)
         if name in _MAXIMA:
             y, places = getattr(F, f"{name}_with_indices")(x.detach(), *others, **kwargs)
-            slopes, places = pool_slope(x.detach(), y, places)
-            return WithSlope.apply(x.flatten(2).gather(2, places.flatten(2)).view_as(y), (y, slopes))
+            # The larger one of the two maxima, the sample's and the baseline's, says which place made the change, as in
+            # captum. Of overlapping windows, each gives a place its part.
+            places = torch.where(y >= y[-1:], places, places[-1:]).flatten(2)
+            change = (x - x[-1:]).detach().flatten(2).gather(2, places).view_as(y)
+            slopes = torch.where(change.abs() < TINY, 1.0, (y - y[-1:]) / change)
+            return with_slope(x.flatten(2).gather(2, places).view_as(y), y, slopes)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             copy = leaf.clone()
             y = func(copy, *others, **kwargs)
             (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
-        slopes = slope(self.by_row(leaf), self.by_row(y), self.by_row(gradient)).view_as(y)
-        rescaled = WithSlope.apply(x, (y.detach(), slopes))
+        slopes = slope(*(by_row(values, self.rows, "DeepLIFT") for values in (leaf, y, gradient))).view_as(y)
+        rescaled = with_slope(x, y.detach(), slopes)
         return x.copy_(rescaled) if y is copy else rescaled  # an in-place function changes what others read
 
-    def by_row(self, values: Tensor) -> Tensor:
-        """Give values [R * k, ...] an axis of the rows, [R, k, ...]."""
-        if values.shape[0] % self.rows:
-            raise TorchsliceError(
-                f"DeepLIFT needs the samples on the first axis of every activation; one is {list(values.shape)} for "
-                f"{self.rows} inputs."
-            )
-        return values.detach().unflatten(0, (self.rows, -1))
+
+def by_row(values: Tensor, rows: int, who: str) -> Tensor:
+    """Give activations [R * k, ...] that somebody reads an axis of the rows, [R, k, ...]."""
+    if values.shape[0] % rows:
+        raise TorchsliceError(
+            f"{who} needs the samples on the first axis of every activation; one is {list(values.shape)} for {rows} "
+            "inputs. Wrap the model so that samples come first."
+        )
+    return values.detach().unflatten(0, (rows, -1))
 
 
-class WithSlope(torch.autograd.Function):
-    """Gives y out, with slopes as its gradient with respect to x, all of one shape."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y_and_slopes: tuple[Tensor, Tensor]) -> Tensor:
-        y, slopes = y_and_slopes  # in a tuple, so that y comes out as it is and not as a view
-        ctx.save_for_backward(slopes)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (slopes,) = ctx.saved_tensors
-        return gradient * slopes, None
+def with_slope(x: Tensor, y: Tensor, slopes: Tensor) -> Tensor:
+    """Return the values y, with slopes as their gradient with respect to x, all of one shape."""
+    linear = x * slopes
+    return linear + (y - linear).detach()
 
 
 def slope(x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
-    """Return (y - y0) / (x - x0) element by element, all [R, ...].
-
-    Where x - x0 is about 0 it is the gradient, or 0 if that is infinite.
-
-    >>> slope(torch.tensor([3.0, -1.0]), torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0]))
-    tensor([0.7500, 0.0000])
-    """
+    """Return (y - y0) / (x - x0), or the gradient where x - x0 is about 0 (0 if that is infinite), all [R, ...]."""
     x, y = x - x[-1:], y - y[-1:]
     return torch.where(x.abs() < TINY, gradient.nan_to_num(0, 0, 0), y / x)
-
-
-def pool_slope(x: Tensor, y: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the slope of every maximum, and the place in the input, in 0..P-1, that gets it.
-
-    The larger one of the two maxima, the sample's and the baseline's, says which place it was that made the change
-    y - y0, as in captum. Of overlapping windows, each gives a place its part.
-
-    Args:
-        x: float [R, N, ...], P positions.
-        y: its maxima, float [R, N, ...].
-        places: where in x they are, int64 like y.
-    """
-    y0 = y[-1:]
-    places = torch.where(y >= y0, places, places[-1:])
-    difference = (x - x[-1:]).flatten(2).gather(2, places.flatten(2)).view_as(y)
-    return torch.where(difference.abs() < TINY, 1.0, (y - y0) / difference), places
 
 
 def check_balance(contribution: Tensor, change: Tensor) -> None:

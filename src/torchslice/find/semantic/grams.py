@@ -15,11 +15,11 @@ from ...data import Task
 from ...errors import TorchsliceError
 from ...graph.activations import Activations, find_activations, reading
 from ...graph.neurons import Neurons
+from ...graph.views import view_of
 from ...inputs import device_of
 from ...registry import unknown
 from ...training.progress import Bar, progress_bar
-from .contributions import Contributions
-from .readings import by_position, detached
+from .contributions import Contributions, by_position
 from .selection import in_order, prefix_cka
 
 POSITIONS = ("all", "mean")
@@ -29,11 +29,7 @@ RESOLUTION = 1e-6  # a neuron whose activations spread less than this fraction o
 
 @dataclass(frozen=True, eq=False)
 class Scatter:
-    """Number, mean [N] and centred Gram matrix [N, N] of activations, in float64; `+` pools two sets of them.
-
-    >>> (Scatter.of(torch.tensor([[1.0], [2.0]])) + Scatter.of(torch.tensor([[6.0]]))).gram
-    tensor([[14.]], dtype=torch.float64)
-    """
+    """Number, mean [N] and centred Gram matrix [N, N] of activations, in float64; `+` pools two sets of them."""
 
     count: int
     mean: Tensor
@@ -89,10 +85,8 @@ def similarity(
     One run serves all classes and metrics, and as many layers as fit into `MEMORY_GB`. Classes come one by one, so that
     a layer needs two float64 matrices [N, N], that of the class and the pooled one, whatever the number of classes.
 
-    Args:
-        positions: "mean" compares the means of the samples over their positions (pixels, tokens), "all" the whole maps.
-            The positions of a layer that is used several times are those of all its uses.
-        batch_size: samples per forward pass; the result does not depend on it.
+    `positions` "mean" compares the means of the samples over their positions (pixels, tokens), "all" the whole maps;
+    those of a layer that is used several times are those of all its uses.
 
     >>> found = similarity(neurons, task, scores, progress=False)
     >>> few, many = (ts.semantic.ReachTheta(theta).choose(scores, similarity=found) for theta in (0.9, 0.99))
@@ -104,10 +98,12 @@ def similarity(
     if batch_size < 1:
         raise TorchsliceError(f"batch_size must be at least 1, got {batch_size}.")
     scores.check_of(neurons, task)
-    own, labels = neurons.on(detached(neurons.model)), task.train.labels[scores.samples]
+    labels, own = task.train.labels[scores.samples], neurons.on(view_of(neurons.model).eval())
     of_class = [scores.samples[labels == label].split(batch_size) for label in range(len(task.classes))]
     groups = [find_activations(neurons, layers) for layers in _that_fit(neurons)]
-    curves: dict[str, dict[str, list[Tensor]]] = {m: {layer: [] for layer in neurons.layers} for m in scores.metrics}
+    curves = {
+        m: {layer: torch.zeros_like(of, dtype=torch.float64) for layer, of in scores[m].items()} for m in scores.metrics
+    }
     pooled: dict[str, Tensor] = {}
     with progress_bar(progress, total=len(groups) * sum(map(len, of_class))) as bar:
         for where in groups:
@@ -121,24 +117,22 @@ def similarity(
                         )
                     together[layer] = together[layer] + scatter if layer in together else scatter
                     gram = scatter.resolved()
-                    for metric in scores.metrics:
-                        order = in_order(scores[metric][layer][label])
-                        curves[metric][layer].append(prefix_cka(gram, order).cpu())
+                    for metric, curve in curves.items():
+                        curve[layer][label] = prefix_cka(gram, in_order(scores[metric][layer][label]))
             pooled |= {layer: scatter.resolved().cpu() for layer, scatter in together.items()}
-    stacked = {m: {layer: torch.stack(rows) for layer, rows in found.items()} for m, found in curves.items()}
-    return Similarity(stacked, pooled, positions)
+    return Similarity(curves, pooled, positions)
 
 
 def _that_fit(neurons: Neurons) -> Iterator[list[str]]:
     """Yield the layers in groups, in order, whose pairs of float64 matrices [N, N] fit into the memory."""
     group: list[str] = []
-    free = MEMORY_GB * 2**30
+    used = 0
     for name, layer in neurons.layers.items():
-        if group and 16 * layer.count**2 > free:
+        used += (size := 16 * layer.count**2)
+        if group and used > MEMORY_GB * 2**30:
             yield group
-            group, free = [], MEMORY_GB * 2**30
+            group, used = [], size
         group.append(name)
-        free -= 16 * layer.count**2
     yield group
 
 

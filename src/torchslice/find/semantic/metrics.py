@@ -36,13 +36,10 @@ class Metric:
     score: Callable[..., Tensor] = lambda mean: mean
 
     def __post_init__(self) -> None:
+        apart = {"gradient", "contribution"}
         for term in self.terms:
             names = reads(term)
-            if (
-                not names
-                or not names <= {"activation", "gradient", "contribution"}
-                or names >= {"gradient", "contribution"}
-            ):
+            if not names or not names <= {"activation", *apart} or names >= apart:
                 raise TorchsliceError(
                     f"term {term.__name__!r} of a metric has the parameters ({', '.join(sorted(names))}); they may be "
                     "activation, gradient, contribution, but not the last two at once: use two terms for that."
@@ -58,17 +55,17 @@ def reads(term: Term) -> set[str]:
 
 
 def spatial_mean(activation: Tensor) -> Tensor:
-    """Return s, the mean over the positions: [B, N, P] -> [B, N]."""
+    """Return s, the mean over the positions."""
     return activation.mean(-1)
 
 
 def magnitude(activation: Tensor) -> Tensor:
-    """Return abs(s): [B, N, P] -> [B, N]."""
+    """Return abs(s)."""
     return activation.mean(-1).abs()
 
 
 def square(activation: Tensor) -> Tensor:
-    """Return s^2 in float64: [B, N, P] -> [B, N]."""
+    """Return s^2 in float64."""
     return activation.mean(-1).double().square()
 
 
@@ -83,11 +80,7 @@ def logit_change(contribution: Tensor) -> Tensor:
 
 
 def variance(mean: Tensor, mean_square: Tensor) -> Tensor:
-    """Return the population variance from the means of s and s^2; 0 where rounding could make it, NaN stays NaN.
-
-    >>> variance(torch.tensor([[2.0]]), torch.tensor([[5.0]]))
-    tensor([[1.]])
-    """
+    """Return the population variance from the means of s and s^2; 0 where rounding could make it, NaN stays NaN."""
     spread = mean_square - mean.square()
     return spread.masked_fill(spread <= ROUNDING**2 * mean_square, 0)
 
@@ -98,12 +91,7 @@ def ensemble(mean_magnitude: Tensor, mean: Tensor, mean_square: Tensor) -> Tenso
 
 
 def min_max(values: Tensor) -> Tensor:
-    """Scale rows of values >= 0 [C, N] so that the smallest is 0 and the largest 1; rows of equal values become 0.
-
-    >>> min_max(torch.tensor([[1.0, 2.0, 5.0], [3.0, 3.0, 3.0]]))
-    tensor([[0.0000, 0.2500, 1.0000],
-            [0.0000, 0.0000, 0.0000]])
-    """
+    """Scale rows of values >= 0 [C, N] so that the smallest is 0 and the largest 1; rows of equal values become 0."""
     low, high = values.aminmax(dim=1, keepdim=True)
     span = high - low
     return ((values - low) / span).masked_fill(span <= ROUNDING * high, 0)

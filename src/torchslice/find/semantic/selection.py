@@ -16,51 +16,29 @@ ROUNDING = 1e-9  # by which a curve may miss theta
 
 
 def in_order(scores: Tensor) -> Tensor:
-    """Return the neurons by contribution, the largest first, equal ones by index: [..., N] -> int64 [..., N].
-
-    >>> in_order(torch.tensor([1.0, 3.0, 1.0]))
-    tensor([1, 0, 2])
-    """
+    """Return the neurons by contribution, the largest first, equal ones by index: [..., N] -> int64 [..., N]."""
     return scores.argsort(dim=-1, descending=True, stable=True)
 
 
 def top_fraction(scores: Tensor, neuron_fraction: float) -> Tensor:
-    """Return the first neurons that are a fraction of their layer, at least one: [..., N] -> bool [..., N].
-
-    >>> top_fraction(torch.tensor([[1.0, 6.0, 3.0, 0.0], [1.0, 1.0, 1.0, 1.0]]), 0.5)
-    tensor([[False,  True,  True, False],
-            [ True,  True, False, False]])
-    """
+    """Return the first neurons that are a fraction of their layer, at least one: [..., N] -> bool [..., N]."""
     kept = in_order(scores)[..., : max(1, round(neuron_fraction * scores.shape[-1]))]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)
 
 
 def first_to_reach(order: Tensor, curve: Tensor, theta: float, *, at_least: int = 1) -> Tensor:
-    """Return the first neurons of an order, as few as reach theta, bool [N] on the CPU.
+    """Return the first neurons of an order, int64 [N], as few as reach theta but `at_least` so many, bool [N].
 
-    Args:
-        order: of the neurons, int64 [N].
-        curve: what the first 1..N are worth, [N]; it ends with 1.
-        at_least: so many are taken in any case.
-
-    >>> first_to_reach(torch.tensor([2, 0, 3, 1]), torch.tensor([0.5, 0.9, 0.8, 1.0]), 0.85)
-    tensor([ True, False,  True, False])
+    The curve [N] says what the first 1..N are worth; it ends with 1.
     """
     count = at_least + int((curve[at_least - 1 :] >= theta - ROUNDING).int().argmax())
     return torch.zeros(len(order), dtype=torch.bool).index_fill_(0, order[:count], True)
 
 
 def complete(mask: Tensor, scores: Tensor, theta: float, curve: Callable[[Tensor], Tensor]) -> Tensor:
-    """Add neurons to a mask, by contribution, until theta is reached; nothing is ever taken away.
+    """Add neurons to a mask, bool [N], by contribution [N], until theta is reached; nothing is ever taken away.
 
-    Args:
-        mask: the union of the classes' critical neurons, bool [N], at least one.
-        scores: contributions to all classes, [N].
-        curve: gives what the first 1..N neurons of an order are worth, such as `prefix_cka` of the pooled samples.
-
-    >>> scores = torch.tensor([0.1, 0.3, 0.6])
-    >>> complete(torch.tensor([True, False, False]), scores, 0.7, lambda order: prefix_mass(scores, order))
-    tensor([ True, False,  True])
+    `curve` gives what the first 1..N neurons of an order are worth, such as `prefix_cka` of the pooled samples.
     """
     order = in_order(scores)
     order = order[(~mask[order]).int().argsort(stable=True)]  # what is in the mask comes first
@@ -68,11 +46,7 @@ def complete(mask: Tensor, scores: Tensor, theta: float, curve: Callable[[Tensor
 
 
 def prefix_mass(scores: Tensor, order: Tensor) -> Tensor:
-    """Return the fraction of all contribution that the first k = 1..N neurons of an order hold, float64 [N].
-
-    >>> prefix_mass(torch.tensor([1.0, 3.0]), torch.tensor([1, 0]))
-    tensor([0.7500, 1.0000], dtype=torch.float64)
-    """
+    """Return the fraction of all contribution that the first k = 1..N neurons of an order hold, float64 [N]."""
     if (scores < 0).any():
         raise TorchsliceError(
             f"the mass criterion needs contributions of at least 0, the smallest is {scores.min():.3g}; "
@@ -87,18 +61,11 @@ def prefix_mass(scores: Tensor, order: Tensor) -> Tensor:
 def prefix_cka(gram: Tensor, order: Tensor) -> Tensor:
     """Return sim(k) = CKA(X_1..k, X), in [0, 1], of the first k = 1..N neurons of an order with all of them.
 
-    Linear CKA (arXiv 1905.00414, section 3) needs the squared entries of the Gram matrix only, here G2 in the given
-    order, and two cumulative sums give all prefixes:
+    Linear CKA (arXiv 1905.00414, section 3) needs only the squared entries of the Gram matrix X^T X, float64 [N, N], of
+    the centred activations X [n, N], here G2 in the given order, and two cumulative sums give all prefixes:
     sim(k) = sum_{i<=k, j<=N} G2_ij / sqrt(sum_{i,j<=k} G2_ij * sum_{i,j} G2_ij).
     Neither the scale of the layer nor the mean of a neuron plays a part. Where no neuron of a prefix varies, its
     similarity is 0; that of the whole layer is always 1.
-
-    Args:
-        gram: X^T X of the centred activations X [n, N], float64 [N, N].
-        order: of the neurons, int64 [N].
-
-    >>> prefix_cka(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
-    tensor([0.8944, 1.0000], dtype=torch.float64)
     """
     order = order.to(gram.device)
     squares = gram.double()[order][:, order]  # [N, N]

@@ -1,4 +1,4 @@
-"""How critical neurons are chosen by their contributions: four strategies, one interface.
+"""How critical neurons are chosen by their contributions, four strategies with one interface, and what they find.
 
 Shapes: C classes, N neurons of a layer.
 """
@@ -6,29 +6,160 @@ Shapes: C classes, N neurons of a layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
+from statistics import fmean
 from typing import Any
 
 import torch
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from ...data import Task
 from ...errors import TorchsliceError
 from ...graph.neurons import Neurons
-from ...registry import unknown
-from ...slices import Slice
+from ...registry import Registry, unknown
+from ...slices import Slice, union
+from ...tables import percent, table
 from .contributions import Contributions, contributions
 from .grams import POSITIONS, Similarity, similarity
-from .result import STRATEGIES, SemanticSlices
 from .selection import balanced, complete, first_to_reach, in_order, prefix_cka, prefix_mass, tapered, top_fraction
 
 CRITERIA = ("cka", "mass")
 LEAST = 1e-3  # of theta in a layer
+CUT = 0.5  # classes share a group as long as their critical neurons overlap by so much on average
+ROUNDING = 1e-9  # by which an overlap may miss that
 
 Scores = Mapping[str, Tensor]  # {layer: contributions [C, N]}
 Masks = dict[str, Tensor]  # {layer: critical neurons of the classes, bool [C, N]}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Classes whose critical neurons in a layer overlap, and the union of their slices."""
+
+    classes: tuple[str, ...]
+    slice: Slice
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticSlices(Mapping[str, Slice]):
+    """The slice of every class, by name, with what belongs to all classes; prints as a table.
+
+    Attributes:
+        strategy: how the neurons were chosen, and `metric`, by which contributions.
+        slices: {class: slice}; `semantic["cat"]` is one of them.
+        critical: all critical neurons: the union of the class slices and, with `ReachTheta`, what had to be added so
+            that each layer reaches theta on the samples of all classes together.
+
+    >>> slices["3"] | slices["8"] <= slices.critical, len(slices)
+    (True, 10)
+    """
+
+    strategy: Strategy
+    metric: str
+    slices: dict[str, Slice]
+    critical: Slice
+
+    def __getitem__(self, name: str) -> Slice:
+        return self.slices[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slices)
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    @cached_property
+    def overlap(self) -> dict[str, Tensor]:
+        """Jaccard overlaps of the classes' critical neurons in every layer, {layer: float64 [C, C]}."""
+        return {layer: jaccard(torch.stack([s[layer] for s in self.values()])) for layer in self.critical.layers}
+
+    @cached_property
+    def linkage(self) -> dict[str, Tensor]:
+        """The tree of the classes in every layer, {layer: float64 [C - 1, 4]}.
+
+        Each row is a merger as scipy writes it: the two clusters, their distance, and the number of classes in both.
+        """
+        return {layer: tree(overlaps) for layer, overlaps in self.overlap.items()}
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[Group, ...]]:
+        """The semantic groups of every layer, which the tree gives."""
+        found, classes = {}, tuple(self)
+        for layer, linkage in self.linkage.items():
+            names = [tuple(classes[label] for label in members) for members in groups_of(linkage)]
+            found[layer] = tuple(Group(group, union(self[name] for name in group)) for group in names)
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """Return how the slices were found, and the neuron retention of each, as JSON-able data."""
+        strategy = {"strategy": type(self.strategy).__name__, **asdict(self.strategy)}
+        kept = {name: slice_.neuron_retention for name, slice_ in self.items()}
+        retention = {"critical": self.critical.neuron_retention, "classes": kept}
+        return {"strategy": strategy, "metric": self.metric, "neuron_retention": retention}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return everything as JSON-able data."""
+        return {
+            **self.summary(),
+            "classes": {name: slice_.to_plain() for name, slice_ in self.items()},
+            "critical": self.critical.to_plain(),
+            "groups": {layer: [list(group.classes) for group in groups] for layer, groups in self.groups.items()},
+            "overlap": {layer: found.tolist() for layer, found in self.overlap.items()},
+            "linkage": {layer: found.tolist() for layer, found in self.linkage.items()},
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> SemanticSlices:
+        """Rebuild what `to_plain` wrote, from the slices."""
+        try:
+            options = dict(plain["strategy"])
+            strategy = STRATEGIES[options.pop("strategy")](**options)
+            classes = {str(name): Slice.from_plain(slice_) for name, slice_ in plain["classes"].items()}
+            critical, metric = Slice.from_plain(plain["critical"]), str(plain["metric"])
+            if not union(classes.values()) <= critical:
+                raise KeyError("critical")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TorchsliceError(f"these are no semantic slices ({error!r}); slice the model again.") from error
+        return cls(strategy, metric, classes, critical)
+
+    def __repr__(self) -> str:
+        kept, rows = [slice_.neuron_retention for slice_ in self.values()], []
+        for layer, width in self.critical.layers.items():
+            mean = fmean(int(slice_[layer].sum()) for slice_ in self.values())
+            rows.append((layer, width, int(self.critical[layer].sum()), f"{mean:.1f}", len(self.groups[layer])))
+        spread = f"{percent(fmean(kept))} ({percent(min(kept))} to {percent(max(kept))})"
+        last = f"class slices keep {spread} of the neurons, all together {percent(self.critical.neuron_retention)}"
+        columns = ("layer", "neurons", "critical", "mean of classes", "groups")
+        return "\n".join([f"{self.strategy} by {self.metric}", table(columns, rows), last])
+
+
+def jaccard(masks: Tensor) -> Tensor:
+    """Return the Jaccard overlaps |a & b| / |a | b| of the rows of masks, bool [C, N] -> float64 [C, C] in [0, 1]."""
+    both = masks.double() @ masks.double().T
+    sizes = masks.sum(1)
+    either = sizes[:, None] + sizes - both
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+
+
+def tree(overlaps: Tensor) -> Tensor:
+    """Cluster classes by average linkage of the distance 1 - overlap: float64 [C, C] -> mergers [C - 1, 4]."""
+    if len(overlaps) == 1:
+        return torch.zeros(0, 4, dtype=torch.float64)
+    return torch.from_numpy(hierarchy.linkage(squareform((1 - overlaps).numpy(), checks=False), "average"))
+
+
+def groups_of(linkage: Tensor, cut: float = CUT) -> list[list[int]]:
+    """Cut a tree [C - 1, 4] where the mean overlap falls below `cut`: classes by group, in the order of the classes."""
+    if len(linkage) == 0:
+        return [[0]]
+    members: dict[int, list[int]] = {}
+    for label, group in enumerate(hierarchy.fcluster(linkage.numpy(), 1 - cut + ROUNDING, "distance")):
+        members.setdefault(int(group), []).append(label)
+    return list(members.values())
 
 
 @dataclass(frozen=True)
@@ -41,8 +172,7 @@ class Strategy:
 
     def __post_init__(self) -> None:
         for name in ("theta", "neuron_fraction", "taper"):
-            value = getattr(self, name, 1)
-            if not 0 < value <= 1:
+            if not 0 < (value := getattr(self, name, 1)) <= 1:
                 raise TorchsliceError(f"{name} must be in (0, 1], got {value}.")
 
     @property
@@ -69,11 +199,8 @@ class Strategy:
                 "or call class_slices, which measures them."
             )
         masks, critical = self.masks(scores[metric], metric, similarity)
-        slices = {
-            name: Slice({layer: mask[label] for layer, mask in masks.items()})
-            for label, name in enumerate(scores.classes)
-        }
-        return SemanticSlices.of(self, metric, slices, Slice(critical))
+        slices = [Slice({layer: mask[label] for layer, mask in masks.items()}) for label in range(len(scores.classes))]
+        return SemanticSlices(self, metric, dict(zip(scores.classes, slices, strict=True)), Slice(critical))
 
     def masks(self, scores: Scores, metric: str, similarity: Similarity | None) -> tuple[Masks, Masks]:
         """Return the critical neurons of every class, {layer: bool [C, N]}, and of all classes, {layer: bool [N]}."""
@@ -84,16 +211,7 @@ class Strategy:
         """Return the critical neurons of every class by contributions alone."""
         raise NotImplementedError
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return the strategy as JSON-able data.
 
-        >>> PerLayer(0.3).to_plain()
-        {'strategy': 'PerLayer', 'neuron_fraction': 0.3}
-        """
-        return {"strategy": type(self).__name__, **asdict(self)}
-
-
-@STRATEGIES.register("ReachTheta")
 @dataclass(frozen=True)
 class ReachTheta(Strategy):
     """Per class and layer the first neurons that reach theta, then more until their union reaches it too.
@@ -125,19 +243,11 @@ class ReachTheta(Strategy):
     def compares(self) -> str | None:
         return self.positions if self.criterion == "cka" else None
 
-    def theta_of(self, layer: int, layers: int) -> float:
-        """Return what layer number `layer` = 0, 1, ... of so many must reach, in (0, 1].
-
-        >>> [round(ReachTheta(theta=0.9, slope=1.0).theta_of(layer, 2), 3) for layer in range(2)]
-        [0.95, 0.85]
-        """
-        missing = (1 - self.theta) * (self.slope + 1) * ((layer + 0.5) / layers) ** self.slope
-        return max(1 - missing, LEAST)
-
     def masks(self, scores: Scores, metric: str, similarity: Similarity | None) -> tuple[Masks, Masks]:
         masks, critical = {}, {}
-        for number, (layer, of) in enumerate(scores.items()):
-            theta, orders, together = self.theta_of(number, len(scores)), in_order(of), of.mean(0)
+        for number, (layer, of) in enumerate(scores.items(), start=1):
+            missing = (1 - self.theta) * (self.slope + 1) * ((number - 0.5) / len(scores)) ** self.slope
+            theta, orders, together = max(1 - missing, LEAST), in_order(of), of.mean(0)
             if similarity is not None and self.criterion == "cka":
                 curves = list(similarity.curves[metric][layer])
                 of_all = partial(prefix_cka, similarity.pooled[layer])
@@ -150,7 +260,6 @@ class ReachTheta(Strategy):
         return masks, critical
 
 
-@STRATEGIES.register("PerClass")
 @dataclass(frozen=True)
 class PerClass(Strategy):
     """The first `neuron_fraction` in (0, 1] of every layer, per class."""
@@ -161,7 +270,6 @@ class PerClass(Strategy):
         return {layer: top_fraction(of, self.neuron_fraction) for layer, of in scores.items()}
 
 
-@STRATEGIES.register("PerLayer")
 @dataclass(frozen=True)
 class PerLayer(Strategy):
     """The first `neuron_fraction` in (0, 1] of every layer by the mean over the classes, which share one slice."""
@@ -172,7 +280,6 @@ class PerLayer(Strategy):
         return {layer: top_fraction(of.mean(0), self.neuron_fraction).expand(of.shape) for layer, of in scores.items()}
 
 
-@STRATEGIES.register("Budget")
 @dataclass(frozen=True)
 class Budget(Strategy):
     """So many neurons per class that they are a fraction of all, more in early layers, and shared less by classes.
@@ -188,6 +295,11 @@ class Budget(Strategy):
     def per_class(self, scores: Scores) -> Masks:
         counts = tapered({layer: of.shape[1] for layer, of in scores.items()}, self.neuron_fraction, self.taper)
         return {layer: balanced(of, counts[layer]) for layer, of in scores.items()}
+
+
+STRATEGIES: Registry[type[Strategy]] = Registry("strategy")  # by which the plain form of slices is rebuilt
+for _kind in (ReachTheta, PerClass, PerLayer, Budget):
+    STRATEGIES.register(_kind.__name__)(_kind)
 
 
 def class_slices(
@@ -206,11 +318,9 @@ def class_slices(
     Args:
         neurons: of any network with the classes of the task; one that was trained with gates goes without them
             (`GatedModel.fold`).
-        task: what the contributions were measured on; only training samples are looked at.
+        task: its training split is used, never another.
         scores: from `contributions(neurons, task)`, which is called if there are none, with the `seed`.
-        strategy: `ReachTheta`, `PerClass`, `PerLayer` or `Budget`.
         metric: which of the scores; needed when there are several.
-        batch_size: samples per forward pass; the result does not depend on it.
 
     >>> semantic = class_slices(neurons, task, scores, strategy=ReachTheta(0.9), progress=False)
     >>> small = ts.extract(neurons, semantic["3"] | semantic["8"], classes=["3", "8"])
