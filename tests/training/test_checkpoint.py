@@ -202,7 +202,7 @@ def test_one_flipped_bit_of_a_weight_is_noticed(tmp_path, name):
     for place in (header, (header + len(content)) // 2, len(content) - 1):
         content[place] ^= 1
         path.write_bytes(content)
-        with pytest.raises(TorchsliceError, match="is damaged: its content does not match their hash"):
+        with pytest.raises(TorchsliceError, match="is damaged: its content does not match its hash"):
             fit(tiny_net(), tiny_task(), QUIET, folder=tmp_path, keep="best")
         content[place] ^= 1
     path.write_bytes(content)
