@@ -232,12 +232,24 @@ def test_a_file_that_says_something_else_is_an_error_of_ours(tmp_path, change):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     found = json.loads(metadata["training"])
     change(tensors, found)
-    save_file(tensors, path, {"training": json.dumps(found), "sha256": digest_of(tensors)})
+    text = json.dumps(found)
+    save_file(tensors, path, {"training": text, "sha256": digest_of(tensors, text)})
     model = tiny_net(seed=1)
     before = state(model)
     with pytest.raises(TorchsliceError, match=FILE):
         fit(model, tiny_task(), QUIET, folder=tmp_path)
     assert_equal(before, state(model))
+
+
+def test_one_changed_figure_is_noticed(tmp_path):
+    fit(tiny_net(), tiny_task(), QUIET, folder=tmp_path)
+    path = tmp_path / FILE
+    content = path.read_bytes()
+    place = content.index(b"train_accuracy") + len(b'train_accuracy\\": ')
+    assert content[place : place + 2] in (b"0.", b"1.")
+    path.write_bytes(content[:place] + b"2" + content[place + 1 :])
+    with pytest.raises(TorchsliceError, match="is damaged: its content does not match its hash"):
+        fit(tiny_net(), tiny_task(), QUIET, folder=tmp_path)
 
 
 def test_the_tensors_are_only_read_where_they_are_needed(tmp_path):

@@ -20,6 +20,14 @@ def test_automatic_placement_names_what_it_chose():
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_automatic_precision_is_bf16_where_the_hardware_computes_in_it(monkeypatch, fast):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert choose_placement("cpu").precision == ("bf16" if fast else "fp32")
+    assert choose_placement("cpu", "fp32").precision == "fp32"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

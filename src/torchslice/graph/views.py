@@ -25,12 +25,27 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
         for tensor in vars(module).values()
         if isinstance(tensor, Tensor) and not tensor.is_leaf and id(tensor) not in replaced
     }
+    memo: dict[int, Any] = {**computed, **replaced}
+    modules = list(model.modules())
     try:
-        return copy.deepcopy(model, {**computed, **replaced})
+        if any(hasattr(m, "__deepcopy__") or type(m).__getstate__ is not nn.Module.__getstate__ for m in modules):
+            return copy.deepcopy(model, memo)  # they say themselves how they are copied
+        for module in modules:
+            memo[id(module)] = module.__class__.__new__(module.__class__)
+        for module in modules:
+            vars(memo[id(module)]).update({key: _copied(value, memo) for key, value in vars(module).items()})
+        return memo[id(model)]
     except (TypeError, RuntimeError) as error:
         raise TorchsliceError(
             f"the model cannot be copied ({first_line(error)}); take what is no plain data off its modules."
         ) from error
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy an attribute as `deepcopy` does, which takes long for the empty dictionaries of hooks of every module."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    return type(value)() if isinstance(value, dict) and not value else copy.deepcopy(value, memo)
 
 
 def view_of(model: nn.Module) -> nn.Module:
