@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 
 import pytest
 import torch
@@ -126,6 +127,41 @@ def test_it_prints_as_a_table() -> None:
     assert "9920 neurons in 35 layers; 17 layers follow, 1 are pinned" in text
     assert "follows features.2.conv.0.0" in text and "classifier.1" in text
     assert "and 3 more" in str(prepared("resnet50"))
+
+
+class Remembers(nn.Module):
+    """Attributes of many kinds; an LSTM keeps its weights in a list too and says itself how it is copied."""
+
+    def __init__(self, recurrent: bool) -> None:
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 1), nn.Linear(5, 4)
+        self.last = nn.LSTM(8, 5, batch_first=True) if recurrent else nn.Linear(8, 5)
+        self.counts, self.seen, self.again = defaultdict(list), {"conv": self.conv}, [self.conv.weight]
+        self.__dict__["alias"] = self.conv
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.counts["calls"].append(1)
+        x = self.last(self.mix(torch.relu(self.alias(x))).transpose(1, 2).sort().values)
+        return self.head((x if isinstance(x, torch.Tensor) else x[0])[:, -1])
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_a_copy_is_a_deep_copy(recurrent: bool) -> None:
+    model, x = Remembers(recurrent).eval(), torch.randn(2, 3, 9)
+    neurons, weight = find_neurons(model, x), "weight_ih_l0" if recurrent else "weight"
+    assert not model.counts and "last" in {**neurons.pinned, **neurons.layers}
+    for copied in (extract(neurons, neurons.full()), widen(neurons, counts={"conv": 2}).model):
+        assert copied.alias is copied.conv is copied.seen["conv"] and copied.again[0] is copied.conv.weight
+        assert getattr(copied.last, weight) is not getattr(model.last, weight)
+        with torch.no_grad():
+            before = copied(x)
+            getattr(copied.last, weight).zero_()
+            assert not torch.equal(copied(x), before) and torch.allclose(model(x), before, atol=1e-6)
+        assert copied.counts["calls"] and not copied.counts["other"]
+        assert copied.double()(x.double()).dtype == torch.float64
+        model.counts.clear()
+    view = view_of(model)
+    assert view.alias is view.conv is view.seen["conv"] is not model.conv and view.again[0] is model.conv.weight
 
 
 def test_a_view_shares_all_tensors_and_nothing_else() -> None:

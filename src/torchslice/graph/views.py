@@ -6,6 +6,7 @@ Hooks and modes set on a view never touch the model, which other threads may be 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """Copy an attribute as `deepcopy` does, which takes long for the empty dictionaries of hooks of every module."""
     if value is None or type(value) in (bool, int, float, str):
         return value
-    return type(value)() if isinstance(value, dict) and not value else copy.deepcopy(value, memo)
+    if type(value) in (dict, OrderedDict) and not value:
+        return memo.setdefault(id(value), type(value)())
+    return copy.deepcopy(value, memo)
 
 
 def view_of(model: nn.Module) -> nn.Module:
