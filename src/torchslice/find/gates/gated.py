@@ -6,6 +6,7 @@ Shapes: B batch, N neurons of a layer.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -45,7 +46,8 @@ class Gate(nn.Module):
         """Return the gate values of a layer's input, float32 [B, N], also inside autocast."""
         positions = [axis for axis in range(1, x.dim()) if axis != self.axis % x.dim()]
         with torch.autocast(x.device.type, enabled=False):
-            z = x.mean(positions, dtype=torch.float32) if positions else x.float()
+            # A sum, because its gradient needs no memory of the size of x, as that of a mean in another precision does.
+            z = x.sum(positions).float() / math.prod(x.shape[axis] for axis in positions) if positions else x.float()
             return self.excite(self.squeeze(z).relu()).tanh().relu()
 
 
