@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import TorchsliceError, first_line
 
+PLAIN = (type(None), bool, int, float, str)
+
 
 def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
     """Return a copy of a model in which some tensors, by their `id`, are replaced by others.
@@ -34,7 +36,8 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
         for module in modules:
             memo[id(module)] = module.__class__.__new__(module.__class__)
         for module in modules:
-            vars(memo[id(module)]).update({key: _copied(value, memo) for key, value in vars(module).items()})
+            for key, value in vars(module).items():
+                memo[id(module)].__dict__[key] = value if type(value) in PLAIN else _copied(value, memo)
         return memo[id(model)]
     except (TypeError, RuntimeError) as error:
         raise TorchsliceError(
@@ -44,10 +47,10 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """Copy an attribute as `deepcopy` does, which takes long for the empty dictionaries of hooks of every module."""
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if type(value) in (dict, OrderedDict) and not value:
-        return memo.setdefault(id(value), type(value)())
+    if type(value) in (dict, OrderedDict) and (not value or all(id(item) in memo for item in value.values())):
+        copied = memo[id(value)] = type(value)()
+        copied.update({key: memo[id(item)] for key, item in value.items()})
+        return copied
     return copy.deepcopy(value, memo)
 
 
