@@ -150,15 +150,15 @@ def test_a_copy_is_a_deep_copy(recurrent: bool) -> None:
     model, x = Remembers(recurrent).eval(), torch.randn(2, 3, 9)
     neurons, weight = find_neurons(model, x), "weight_ih_l0" if recurrent else "weight"
     assert not model.counts and "last" in {**neurons.pinned, **neurons.layers}
-    for copied in (extract(neurons, neurons.full()), widen(neurons, counts={"conv": 2}).model):
-        assert copied.alias is copied.conv is copied.seen["conv"] and copied.again[0] is copied.conv.weight
-        assert getattr(copied.last, weight) is not getattr(model.last, weight)
+    for made in (extract(neurons, neurons.full()), widen(neurons, counts={"conv": 2}).model):
+        assert made.alias is made.conv is made.seen["conv"] and made.again[0] is made.conv.weight
+        assert getattr(made.last, weight) is not getattr(model.last, weight)
         with torch.no_grad():
-            before = copied(x)
-            getattr(copied.last, weight).zero_()
-            assert not torch.equal(copied(x), before) and torch.allclose(model(x), before, atol=1e-6)
-        assert copied.counts["calls"] and not copied.counts["other"]
-        assert copied.double()(x.double()).dtype == torch.float64
+            before = made(x)
+            getattr(made.last, weight).zero_()
+            assert not torch.equal(made(x), before) and torch.allclose(model(x), before, atol=1e-6)
+        assert made.counts["calls"] and not made.counts["other"]
+        assert made.double()(x.double()).dtype == torch.float64
         model.counts.clear()
     view = view_of(model)
     assert view.alias is view.conv is view.seen["conv"] is not model.conv and view.again[0] is model.conv.weight
