@@ -31,7 +31,7 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
     memo: dict[int, Any] = {**computed, **replaced}
     modules = list(model.modules())
     try:
-        if any(hasattr(m, "__deepcopy__") or type(m).__getstate__ is not nn.Module.__getstate__ for m in modules):
+        if any(hasattr(type(m), "__deepcopy__") or type(m).__getstate__ is not nn.Module.__getstate__ for m in modules):
             return copy.deepcopy(model, memo)  # they say themselves how they are copied
         for module in modules:
             memo[id(module)] = module.__class__.__new__(module.__class__)
