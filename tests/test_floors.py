@@ -9,7 +9,16 @@ from pathlib import Path
 import torchslice
 
 ROOT = Path(torchslice.__file__).parent
-GROUND = ("errors", "registry", "slices", "files", "imports", "tables", "inputs")  # each may use those before it
+GROUND = (
+    "errors",
+    "registry",
+    "slices",
+    "rankings",
+    "files",
+    "imports",
+    "tables",
+    "inputs",
+)  # each may use those before it
 FLOORS = (
     GROUND,
     ("graph", "models", "data"),
