@@ -74,18 +74,11 @@ class Settings(Scale):
 
 DIGITS = Divided("digits", "convnet", 0.25, epochs=3, sizes=(2, 10), neuron_fractions=(0.3, 0.5))
 CIFAR = Divided("cifar10", "convnet", 1.0, 12, train_images=20_000, validation_images=2_000, batch_size=64)
-PAIRS = Divided(
-    *("mnist-pairs", "mobilenet", 0.25, 10, 10_000, 2_000),
-    sizes=(2, 10, 100),
-    batch_size=32,
-    mwt_batch_size=32,
-    neuron_fractions=(0.15, 0.25),
-)
 PAPER = tuple(Divided("cifar10", name, 1.0, epochs=200) for name in ("resnet18", "vgg16", "mobilenet"))
 HUNDRED = Divided("cifar100", "resnet18", 1.0, epochs=200, sizes=(2, 10, 100))
 SETTINGS = {
     "smoke": Settings((DIGITS,), 1, samples_per_class=16, neuron_fraction=0.3, subsets=2),
-    "cpu": Settings((CIFAR, PAIRS)),
+    "cpu": Settings((CIFAR,)),
     "paper": Settings((*PAPER, HUNDRED), samples_per_class=256),
 }
 

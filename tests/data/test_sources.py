@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import struct
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from torchslice import data
 from torchslice.data import sources
@@ -51,7 +53,7 @@ def test_the_seed_and_the_fraction_choose_the_validation_split():
 
 
 def test_names_lists_every_data_set():
-    assert data.names() == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "mnist-pairs"]
+    assert data.names() == ["digits", "mnist", "fashion-mnist", "cifar10", "svhn", "cifar100"]
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
@@ -99,17 +101,32 @@ def test_missing_files_are_an_error_that_says_where_they_belong(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pairs_of_digits_are_a_hundred_classes(tmp_path):
-    write_mnist(tmp_path, train=1500)
-    single, pairs = (data.load(name, tmp_path, download=False) for name in ("mnist", "mnist-pairs"))
-    assert len(pairs.classes) == 100 and pairs.classes[7] == "07" and pairs.classes[42] == "42"
-    assert pairs.test.images.shape == (20, 1, 14, 28)
-    small = single.test.images.float().unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1)).round()
-    left, right = pairs.test.images.float().split(14, 3)
-    assert torch.equal(left, small) and torch.equal(pairs.test.labels // 10, single.test.labels)
-    for image, label in zip(right, pairs.test.labels % 10, strict=True):
-        alike = (small == image).flatten(1).all(1)
-        assert alike.any() and label in single.test.labels[alike]
+def write_cifar100(folder, parts=("train", "test"), classes=("apple", "beaver"), size=32):
+    for part, name in itertools.product(parts, classes):
+        (folder / "cifar100" / part / name).mkdir(parents=True)
+        for number in range(4):
+            shade = 10 * number + (name == "beaver")
+            Image.new("RGB", (size, size), (shade, 0, 255)).save(folder / "cifar100" / part / name / f"{number}.png")
+
+
+def test_cifar100_may_lie_there_as_folders(tmp_path):
+    write_cifar100(tmp_path)
+    loaded = data.load("cifar100", tmp_path, download=False, validation_fraction=0.25)
+    assert loaded.classes == ("apple", "beaver") and [len(loaded.train), len(loaded.validation)] == [6, 2]
+    assert loaded.test.images.shape == (8, 3, 32, 32) and loaded.test.labels.tolist() == [0] * 4 + [1] * 4
+    assert loaded.test.images[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 1, 11, 21, 31]
+    assert loaded.test.images[:, 2].unique().tolist() == [255] and loaded.train.flip
+
+
+def test_cifar100_folders_that_do_not_fit_are_an_error(tmp_path):
+    write_cifar100(tmp_path / "classes", ("train",))
+    write_cifar100(tmp_path / "classes", ("test",), ("apple", "whale"))
+    with pytest.raises(TorchsliceError, match="the classes in .*test are not those in .*train"):
+        data.load("cifar100", tmp_path / "classes", download=False)
+    write_cifar100(tmp_path / "sizes")
+    Image.new("RGB", (16, 16)).save(tmp_path / "sizes" / "cifar100" / "test" / "apple" / "small.png")
+    with pytest.raises(TorchsliceError, match="images of 2 sizes"):
+        data.load("cifar100", tmp_path / "sizes", download=False)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "foreign", "labels out of range"])

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 from ..errors import TorchsliceError
 from ..imports import import_object, import_optional, import_torchvision
 from .build import task
+from .images import Images
 from .samples import Samples
 from .task import Task
 
@@ -114,11 +116,11 @@ def read_folder(
     if not root.is_dir():
         raise TorchsliceError(f"there is no folder {root}. It should hold one sub-folder of images per class.")
     train = _first_folder(root, "train")
-    classes, files = _find(train or root)
+    classes, files = find_images(train or root)
     found = {"train": files}
     for name, folders in {"validation": ("validation", "val", "valid"), "test": ("test",)}.items():
         if train and (folder := _first_folder(root, *folders)):
-            others, found[name] = _find(folder)
+            others, found[name] = find_images(folder)
             if others != classes:
                 raise TorchsliceError(
                     f"{folder} has the classes {', '.join(others)}, the training images {', '.join(classes)}; they "
@@ -155,6 +157,16 @@ def read_folder(
     )
 
 
+def in_memory(folder: Path, **augmentation: Any) -> tuple[Images, list[str]]:
+    """Read all image files of a folder with one sub-folder per class, RGB and of one size; return the classes too."""
+    classes, files = find_images(folder)
+    arrays = [np.asarray(open_image(path)) for path, _ in files]
+    if len(shapes := {array.shape[:2] for array in arrays}) > 1:
+        raise TorchsliceError(f"{folder} has images of {len(shapes)} sizes; all they must have one.")
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return Images(images, torch.tensor([label for _, label in files]), **augmentation), classes
+
+
 def open_image(path: str) -> Any:
     """Open an image file as RGB."""
     images = import_optional("PIL.Image", extra="vision")
@@ -169,8 +181,8 @@ def _first_folder(root: Path, *names: str) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _find(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Return the classes and the image files of a folder, with their labels."""
+def find_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Return the classes and the image files of a folder with one sub-folder per class, with their labels."""
     datasets = import_torchvision().datasets
     try:
         found = datasets.ImageFolder(folder)

@@ -15,7 +15,7 @@ from ..errors import TorchsliceError
 from ..imports import call, import_object, import_torchvision
 from ..registry import Registry, unknown
 from .build import task
-from .folder import read_folder
+from .folder import in_memory, read_folder
 from .images import Images
 from .task import Task
 
@@ -142,23 +142,21 @@ _TORCHVISION = {
     "mnist": ("MNIST", f"MNIST/{_MNIST_FILES}", 2, False),
     "fashion-mnist": ("FashionMNIST", f"FashionMNIST/{_MNIST_FILES}", 2, True),
     "cifar10": ("CIFAR10", "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}", 4, True),
-    "cifar100": ("CIFAR100", "cifar-100-python/{train,test,meta}", 4, True),
     "svhn": ("SVHN", "{train,test}_32x32.mat", 4, False),
 }
 for _name, (_class, _files, _padding, _flip) in _TORCHVISION.items():
     SOURCES.register(_name)(partial(_from_torchvision, _name, _class, _files, crop_padding=_padding, flip=_flip))
 
 
-@SOURCES.register("mnist-pairs")
-def mnist_pairs(data_dir: Path, download: bool, split: dict[str, Any]) -> Task:
-    """Return pairs of MNIST digits side by side at half their size, 14x28: 100 classes, "00" to "99"."""
-    mnist = SOURCES["mnist"](data_dir=data_dir, download=download, split=split)
-
-    def pairs(part: Any) -> Images:
-        left = part.images.unfold(2, 2, 2).unfold(3, 2, 2).float().mean((-2, -1)).round().byte()  # [n, 1, 14, 14]
-        other = torch.randperm(len(left), generator=torch.Generator().manual_seed(0))
-        return Images(torch.cat([left, left[other]], 3), 10 * part.labels + part.labels[other])
-
-    classes = [a + b for a in DIGITS for b in DIGITS]
-    train, validation, test = map(pairs, (mnist.train, mnist.validation, mnist.test))
-    return task(train, validation, test, classes=classes, name="mnist-pairs")
+@SOURCES.register("cifar100")
+def cifar100(data_dir: Path, download: bool, split: dict[str, Any]) -> Task:
+    """Return CIFAR-100 from cifar100/{train,test}/CLASS/*.png if they are there, else from the published files."""
+    folder = data_dir / "cifar100"
+    augmentation: dict[str, Any] = {"crop_padding": 4, "flip": True}
+    if not folder.is_dir():
+        where: dict[str, Any] = {"data_dir": data_dir, "download": download, "split": split}
+        return _from_torchvision("cifar100", "CIFAR100", "cifar-100-python/{train,test,meta}", **where, **augmentation)
+    (train, classes), (test, same) = (in_memory(folder / part, **augmentation) for part in ("train", "test"))
+    if same != classes:
+        raise TorchsliceError(f"the classes in {folder / 'test'} are not those in {folder / 'train'}.")
+    return task(train, test=test, classes=classes, name="cifar100", **split)
