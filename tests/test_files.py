@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from torchslice.errors import TorchsliceError
-from torchslice.files import atomic_write
+from torchslice.files import atomic_write, locked
 
 
 def entries(folder: Path) -> list[str]:
@@ -161,3 +163,72 @@ def test_what_killed_writers_left_is_removed_by_the_next(tmp_path):
         os.utime(path, (time.time() - 7200,) * 2)
     atomic_write(tmp_path / "[a]", "content")
     assert entries(tmp_path) == sorted([young.name, other.name, mine.name, "[a]"])
+
+
+# -- one writer at a time ---------------------------------------------------------------------------------------------
+HOLD = """
+import sys, time
+from torchslice.files import locked
+with locked(sys.argv[1]):
+    open(f"{sys.argv[1]}/.note.0123abcd.tmp", "w").write("half")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of a folder and is about to write into it."""
+    folder = tmp_path / "folder"
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield folder, process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_another_process_is_kept_out_until_the_holder_dies(holder):
+    folder, process = holder
+    started = time.monotonic()
+    for wait in (0.0, 0.3):
+        refused = pytest.raises(TorchsliceError, match=f"another process is writing into {folder}; wait")
+        with refused, locked(folder, wait_seconds=wait):
+            pytest.fail("two writers")
+    assert time.monotonic() - started >= 0.3
+    assert entries(folder) == [".lock", ".note.0123abcd.tmp"]
+    process.kill()
+    with locked(folder, wait_seconds=10):
+        assert entries(folder) == [".lock"], "what the killed writer left is gone"
+    assert not folder.exists(), "an empty folder is removed"
+
+
+def test_threads_write_in_turns(tmp_path):
+    def add(number):
+        with locked(tmp_path, wait_seconds=30):
+            path = tmp_path / "count"
+            count = int(path.read_text()) if path.exists() else 0
+            time.sleep(0.001)
+            atomic_write(path, str(count + 1))
+
+    writers = [threading.Thread(target=add, args=(number,)) for number in range(16)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert (tmp_path / "count").read_text() == "16" and entries(tmp_path) == ["count"]
+
+
+def test_one_thread_cannot_hold_a_folder_twice(tmp_path):
+    with locked(tmp_path / "run"):
+        with pytest.raises(TorchsliceError, match="another process"), locked(tmp_path / "run"):
+            pytest.fail("two writers")
+        (tmp_path / "run" / "kept").touch()
+    assert entries(tmp_path / "run") == ["kept"]
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(TorchsliceError, match="cannot write into .*file"), locked(folder):
+            pytest.fail("locked")

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, in folders that have one writer at a time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
 from .errors import TorchsliceError
 
 LEFTOVER_SECONDS = 3600  # a temporary file of this age belongs to a writer that was killed
+LOCK = ".lock"
 
 
 def atomic_write(path: str | Path, write: bytes | str | Callable[[Path], None]) -> None:
@@ -79,10 +81,50 @@ def _finish(target: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
+    _remove_leftovers(target.parent, glob.escape(target.name), LEFTOVER_SECONDS)
+
+
+def _remove_leftovers(folder: Path, name: str, seconds: float) -> None:
+    """Remove temporary files of at least this age of writers of files whose names match a pattern."""
+    for leftover in folder.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
         with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            if time.time() - leftover.stat().st_mtime >= seconds:
                 leftover.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Be the only writer of a folder inside the block; where there is another, wait so long, then raise.
+
+    Temporary files that killed writers left are removed. A missing folder is made; one that is empty at the end is
+    removed. The lock is a file, `.lock`, which the system frees when its process ends in any way: a killed process
+    blocks nobody. Readers need no lock, for files are whole or absent.
+
+    >>> with locked(folder / "run"):
+    ...     atomic_write(folder / "run" / "note.txt", "hello")
+    """
+    path = Path(folder) / LOCK
+    lock = FileLock(path, timeout=wait_seconds)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise TorchsliceError(
+            f"another process is writing into {folder}; wait until it is done, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise TorchsliceError(
+            f"cannot write into {folder}: {error.strerror or error}. Choose a folder you may write to."
+        ) from error
+    try:
+        _remove_leftovers(path.parent, "*", 0.0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is held: who waits for it looks whether the file is still there
+        lock.release()
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:

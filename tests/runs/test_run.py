@@ -130,6 +130,16 @@ def test_an_early_error_leaves_the_folder_free(tmp_path, task, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_twin_is_refused_and_spoils_nothing(tmp_path, task):
+    run = Run.start(tmp_path / "run", TINY, task)
+    with files.locked(run.folder):
+        for twin in (lambda: go(run, task), lambda: Run.start(run.folder, TINY, task)):
+            with pytest.raises(TorchsliceError, match="another process is writing into"):
+                twin()
+    go(run, task)
+    run.check_finished()
+
+
 def test_a_folder_is_remembered_from_everywhere(tmp_path, task, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run.start("run", TINY, task, data_dir="data")

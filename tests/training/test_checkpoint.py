@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from tests.nets import assert_equal, state, tiny_net, tiny_task
 from torchslice.errors import TorchsliceError
+from torchslice.files import locked
 from torchslice.training import CrossEntropy, Training, accuracy, finetune, fit
 from torchslice.training.checkpoint import BEST, FILE, METRICS, digest_of, read_checkpoint
 
@@ -280,3 +281,13 @@ def test_nothing_is_left_where_the_first_write_fails(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     monkeypatch.undo()
     fit(tiny_net(), tiny_task(), QUIET, folder=tmp_path / "run")
+
+
+def test_two_never_train_in_one_folder(tmp_path):
+    model = tiny_net()
+    before = state(model)
+    with locked(tmp_path), pytest.raises(TorchsliceError, match="another process is writing into"):
+        fit(model, tiny_task(), QUIET, folder=tmp_path)
+    assert_equal(before, state(model))
+    fit(model, tiny_task(), QUIET, folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, METRICS]

@@ -25,17 +25,18 @@ from torch import nn
 
 from ..data import Task
 from ..errors import TorchsliceError
-from ..files import atomic_write
+from ..files import atomic_write, locked
 from ..find import gates, semantic, subtasks
 from ..find.gates import GatedModel
 from ..graph.find import find_neurons
 from ..graph.neurons import Neurons
 from ..slices import Slice
-from ..training import Objective, fit
+from ..training import Objective, Training, fit
 from ..training.checkpoint import FILE as CHECKPOINT
 from ..training.checkpoint import MODEL, digest_of, read_checkpoint
 from ..training.outcome import Row
 from ..training.placement import choose_placement
+from ..training.ranks import is_first
 from .recipe import Recipe
 from .slicefile import FORMAT_VERSION, SliceFile, read_json
 
@@ -60,21 +61,27 @@ class Run:
 
         A recipe with more epochs continues a run that is finished.
         """
-        folder, recipe = Path(folder), settled(folder, recipe)
-        if (folder / "run.json").exists():
-            before = cls.open(folder)
-            if task.fingerprint != before.fingerprint:
-                raise TorchsliceError(f"{folder} holds a run on other samples of {recipe.data}; choose another folder.")
-            run = replace(before, recipe=recipe)
-            if recipe != before.recipe:
-                run._write(task)
+        folder = Path(folder)
+        with _writing(folder):
+            recipe = settled(folder, recipe)
+            if (folder / "run.json").exists():
+                before = cls.open(folder)
+                if task.fingerprint != before.fingerprint:
+                    raise TorchsliceError(
+                        f"{folder} holds a run on other samples of {recipe.data}; choose another folder."
+                    )
+                run = replace(before, recipe=recipe)
+                if recipe != before.recipe:
+                    run._write(task)
+                return run
+            where = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+            run = cls(folder, recipe, where, task.fingerprint)
+            run._write(task)
             return run
-        where = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
-        run = cls(folder, recipe, where, task.fingerprint)
-        run._write(task)
-        return run
 
     def _write(self, task: Task) -> None:
+        if not is_first():
+            return
         versions = {"torchslice": version("torchslice"), "torch": torch.__version__}
         content = {
             "format": KIND,
@@ -113,16 +120,19 @@ class Run:
     # -- training -------------------------------------------------------------------------------------------------
     def train(self, task: Task, *, device: str = "auto", progress: bool = True) -> list[Row]:
         """Train to the last epoch, from where it stopped, and return one row per epoch, as `fit` does."""
-        recipe, first = self.recipe, self.recipe.first_epochs
-        training = replace(recipe.training, device=device, progress=progress)
+        with _writing(self.folder):
+            return self._train(task, replace(self.recipe.training, device=device, progress=progress))
+
+    def _train(self, task: Task, training: Training) -> list[Row]:
+        first = self.recipe.first_epochs
         standard = replace(training, epochs=first)
         try:
             network, objective = self._untrained(task)
             rows = fit(network, task, standard, objective=objective, folder=self.folder / "training")
-            if recipe.method.method != "subtasks":
+            if self.recipe.method.method != "subtasks":
                 return rows
             neurons = find_neurons(network, task.example, classes=task.classes)
-            target = subtasks.objective(neurons, self._trained_slices(neurons, task, progress=progress))
+            target = subtasks.objective(neurons, self._trained_slices(neurons, task, progress=training.progress))
             more = fit(
                 network,
                 task,
@@ -133,10 +143,8 @@ class Run:
             )
             return rows + [{**row, "epoch": row["epoch"] + first} for row in more]
         except TorchsliceError:
-            if not self._checkpoints[0].exists():  # nothing to go on with, so the folder is free again
+            if is_first() and not self._checkpoints[0].exists():  # nothing to go on with, so the folder is free again
                 (self.folder / "run.json").unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    self.folder.rmdir()
             raise
 
     def _untrained(self, task: Task) -> tuple[nn.Module, Objective | None]:
@@ -209,7 +217,8 @@ class Run:
 
     def keep_slices(self, slices: Mapping[str, Slice], about: Mapping[str, Any]) -> None:
         """Keep the class slices that were found in the trained network."""
-        self._found.write(slices, _digest(self._checkpoints[-1]), about)
+        with _writing(self.folder, wait_seconds=60):
+            self._found.write(slices, _digest(self._checkpoints[-1]), about)
 
     def given_slices(self) -> semantic.SemanticSlices:
         """Return the class slices that sub-task training was given."""
@@ -259,6 +268,11 @@ def settled(folder: str | Path, recipe: Recipe) -> Recipe:
             f"Repeat its settings to go on with it, or choose another folder.{hint}"
         )
     return replace(run.recipe, training=replace(run.recipe.training, epochs=recipe.training.epochs))
+
+
+def _writing(folder: Path, wait_seconds: float = 0.0) -> contextlib.AbstractContextManager[None]:
+    """Keep other writers out of a folder; of the processes of torchrun, the first one does that for all."""
+    return locked(folder, wait_seconds=wait_seconds) if is_first() else contextlib.nullcontext()
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data import Task, check_task
 from ..errors import TorchsliceError, first_line
+from ..files import locked
 from ..graph.record import check_model, evaluating
 from ..graph.views import view_of
 from ..inputs import Output, batch_size, describe, device_of, run, to_device
@@ -48,8 +50,9 @@ def fit(
 
     The model ends on the device it was trained on, in eval mode. With a folder, the state after every epoch is kept
     there, and the same call resumes after the last finished epoch, bit-equal to a run that was never interrupted; a
-    call with more epochs goes on from the last state of a finished run, with a new learning rate schedule. Under
-    torchrun every process trains on its part of the same batches. The test split is never looked at.
+    call with more epochs goes on from the last state of a finished run, with a new learning rate schedule. Two calls
+    never train in one folder: the second is an error. Under torchrun every process trains on its part of the same
+    batches. The test split is never looked at.
 
     Args:
         model: any network with logits [B, C] as output, not wrapped or compiled.
@@ -109,48 +112,50 @@ def fit(
         about = {"task": f"{task!r} {task.fingerprint}", "objective": describe_objective(target), "keep": keep}
         settings = {**training.to_plain(), "classes_per_batch": sizes, "processes": ranks.count, **about}
         checkpoint = Checkpoint(folder, settings)
-    if checkpoint:
-        history, first_epoch, best = checkpoint.restore(model, optimizer)
-    if keep == "best" and not history:
-        history, best = [{"epoch": 0, "steps": 0, "seconds": 0.0, **judge()}], copy.deepcopy(model.state_dict())
-        if checkpoint and ranks.first:
-            checkpoint.save_best(model)
-    done = history[-1]["epoch"] if history else 0
-    network = DistributedDataParallel(model) if ranks.count > 1 else model
-    steps = len(batches)
-    cuda = [placement.device] if placement.device.type == "cuda" else []
-    try:
-        shown = progress_bar(training.progress and ranks.first, total=training.epochs * steps, done=done * steps)
-        with shown as bar, torch.random.fork_rng(cuda):
-            for row in train_epochs(
-                network,
-                batches,
-                target,
-                optimizer,
-                training,
-                placement=placement,
-                memory_format=memory_format,
-                done=done,
-                rate=lambda step: training.rate(step, steps, first_epoch=first_epoch),
-                bar=bar,
-            ):
-                ranks.copy_from_first(model.buffers())
-                history.append({**row, **judge()})
-                if keep == "best" and history[-1]["validation_accuracy"] >= max(_validation(history)):
-                    best = copy.deepcopy(model.state_dict())
-                    if checkpoint and ranks.first:
-                        checkpoint.save_best(model)
-                if checkpoint and ranks.first:
-                    checkpoint.save(model, optimizer, history, first_epoch)
-    except KeyboardInterrupt as interrupt:
+    with locked(folder) if folder is not None and ranks.first else contextlib.nullcontext():
+        if checkpoint:
+            history, first_epoch, best = checkpoint.restore(model, optimizer)
+        if keep == "best" and not history:
+            history, best = [{"epoch": 0, "steps": 0, "seconds": 0.0, **judge()}], copy.deepcopy(model.state_dict())
+            if checkpoint and ranks.first:
+                checkpoint.save_best(model)
         done = history[-1]["epoch"] if history else 0
-        kept = f"the first {done} of {training.epochs} epochs are in {folder}; the same call resumes after them"
-        interrupt.add_note(f"Training was interrupted; {kept if checkpoint else 'give a folder to be able to resume'}.")
-        raise
-    finally:
-        model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    if best is not None:
-        model.load_state_dict(best)
+        network = DistributedDataParallel(model) if ranks.count > 1 else model
+        steps = len(batches)
+        cuda = [placement.device] if placement.device.type == "cuda" else []
+        try:
+            shown = progress_bar(training.progress and ranks.first, total=training.epochs * steps, done=done * steps)
+            with shown as bar, torch.random.fork_rng(cuda):
+                for row in train_epochs(
+                    network,
+                    batches,
+                    target,
+                    optimizer,
+                    training,
+                    placement=placement,
+                    memory_format=memory_format,
+                    done=done,
+                    rate=lambda step: training.rate(step, steps, first_epoch=first_epoch),
+                    bar=bar,
+                ):
+                    ranks.copy_from_first(model.buffers())
+                    history.append({**row, **judge()})
+                    if keep == "best" and history[-1]["validation_accuracy"] >= max(_validation(history)):
+                        best = copy.deepcopy(model.state_dict())
+                        if checkpoint and ranks.first:
+                            checkpoint.save_best(model)
+                    if checkpoint and ranks.first:
+                        checkpoint.save(model, optimizer, history, first_epoch)
+        except KeyboardInterrupt as interrupt:
+            done = history[-1]["epoch"] if history else 0
+            kept = f"the first {done} of {training.epochs} epochs are in {folder}; the same call resumes after them"
+            kept = kept if checkpoint else "give a folder to be able to resume"
+            interrupt.add_note(f"Training was interrupted; {kept}.")
+            raise
+        finally:
+            model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        if best is not None:
+            model.load_state_dict(best)
     return history
 
 

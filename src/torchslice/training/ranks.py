@@ -44,6 +44,11 @@ class Ranks:
                 dist.broadcast(tensor, 0)
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes files, also where it is not connected with the others yet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def current_ranks(device: torch.device) -> Ranks:
     """Return the processes of this run; under torchrun, connect them if the user has not done it.
 
