@@ -23,6 +23,7 @@ FLOORS = (
     GROUND,
     ("graph", "models", "data"),
     ("cut", "training"),
+    ("budget",),
     ("find.gates", "find.semantic", "find.subtasks", "judge", "maintain", "artefact"),
     ("submodel",),
     ("runs",),

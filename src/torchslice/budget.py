@@ -1,0 +1,98 @@
+"""The largest part of a network that a budget allows: of multiply-accumulates, of parameters, or of time.
+
+Shapes: N neurons of a layer.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from .cut.extract import extract, retention
+from .errors import TorchsliceError
+from .graph.neurons import Neurons
+from .rankings import Ranking, widths
+from .slices import Slice
+from .training.costs import latency
+
+SHARES = 2**12  # parts into which the widths of a network are divided
+BUDGETS = ("mac_retention", "param_retention", "latency_ms")
+
+
+def fit_budget(
+    neurons: Neurons,
+    ranking: Ranking,
+    *,
+    classes: Sequence[str | int] | None = None,
+    mac_retention: float | None = None,
+    param_retention: float | None = None,
+    latency_ms: float | None = None,
+    powers: tuple[float, float] = (1.0, 1.0),
+    round_to: int = 8,
+) -> Slice:
+    """Return the longest prefixes of a ranking whose network fits a budget.
+
+    All layers grow together, see `rankings.widths`; where the next step of all is too much, as many layers take it as
+    fit, the first ones first. The last layer keeps at least as many neurons as there are logits.
+
+    Args:
+        ranking: of these neurons; for some classes, such as `rankings.by_mean_score` makes.
+        classes: names or indices of the logits that remain; all by default.
+        mac_retention, param_retention: fraction in (0, 1] of the MACs of the convolutions and linear layers, or of the
+            parameters, that the network that is built may have. Give one of these, or `latency_ms`.
+        latency_ms: most milliseconds of a forward pass of one sample, measured here and now on the networks that are
+            tried.
+        powers: how widths spread over depth, see `rankings.widths`.
+        round_to: widths are multiples of it, rounded up, for odd ones are slow.
+
+    Raises TorchsliceError for a budget that the smallest such network exceeds; it says what that one needs.
+
+    >>> from torchslice.rankings import by_mean_score
+    >>> slice_ = fit_budget(neurons, by_mean_score(scores["taylor"]), mac_retention=0.5)
+    >>> 0.4 < ts.retention(neurons, slice_).built_mac <= 0.5
+    True
+    """
+    given = zip(BUDGETS, (mac_retention, param_retention, latency_ms), strict=True)
+    budgets = {name: value for name, value in given if value is not None}
+    if len(budgets) != 1:
+        raise TorchsliceError(f"give one budget, such as mac_retention=0.2; got {', '.join(budgets) or 'none'}.")
+    (name, most), *_ = budgets.items()
+    if not (most > 0 and (name == "latency_ms" or most <= 1)):
+        allowed = "above 0" if name == "latency_ms" else "in (0, 1]"
+        raise TorchsliceError(f"{name} must be {allowed}, got {most}.")
+    if round_to < 1:
+        raise TorchsliceError(f"round_to must be at least 1, got {round_to}.")
+    logits = neurons.num_classes if classes is None else len(classes)
+    layers, last = list(neurons.layers), list(neurons.layers)[-1]
+
+    def part(share: int, wider: int = 0) -> Slice:
+        """Return the prefixes at a share of the widths, the first `wider` layers one step of all larger."""
+        counts, more = (
+            widths(ranking.layers, min(1, max(step, 0.5) / SHARES), powers=powers, round_to=round_to)
+            for step in (share, share + 1)
+        )
+        chosen = {other for layer in layers[:wider] for other in (layer, *neurons.layers[layer].coupled)}
+        counts |= {layer: more[layer] for layer in chosen}
+        counts[last] = min(ranking.layers[last], max(counts[last], -(-logits // round_to) * round_to))
+        return ranking.prefix(counts)
+
+    def needs(slice_: Slice) -> float:
+        """Measure what is limited."""
+        if name == "latency_ms":
+            small = extract(neurons, slice_, classes=classes)
+            return latency(small, neurons.example, batch_sizes=(1,))[1].median_ms
+        kept = retention(neurons, slice_, classes=classes)
+        return kept.built_mac if name == "mac_retention" else kept.built_param
+
+    if (least := needs(part(0))) > most:
+        raise TorchsliceError(
+            f"no sub-model fits {name}={most:g}: the smallest, of {round_to} neurons in every layer or all it has, "
+            f"needs {least:.3g}. Give {name}={least * 1.005:.2g} or more, or a smaller round_to."
+        )
+    share = _largest(SHARES, lambda share: needs(part(share)) <= most)
+    return part(share, _largest(len(layers), lambda wider: needs(part(share, wider)) <= most))
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number in 0..most that fits, where 0 does and all below one that fits do."""
+    return bisect_right(range(1, most + 1), False, key=lambda number: not fits(number))
