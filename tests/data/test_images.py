@@ -18,10 +18,10 @@ def random_images(n: int = 12, **options) -> Images:
 
 
 def slow_crop_and_flip(images, top, left, flip, padding):
-    """Do what `crop_and_flip` does, one image at a time, with slicing and `Tensor.flip`."""
+    """Do what `crop_and_flip` does, one image at a time, with padding, slicing and `Tensor.flip`."""
     height, width = images.shape[2:]
-    cut = []
-    for image, y, x, mirror in zip(F.pad(images, (padding,) * 4), top.tolist(), left.tolist(), flip, strict=True):
+    cut, padded = [], F.pad(images.float(), (padding,) * 4, "reflect").byte()
+    for image, y, x, mirror in zip(padded, top.tolist(), left.tolist(), flip, strict=True):
         piece = image[:, y : y + height, x : x + width]
         cut.append(piece.flip(2) if mirror else piece)
     return torch.stack(cut)
@@ -40,7 +40,9 @@ def test_every_image_is_cropped_and_flipped_on_its_own(padding):
 def test_a_crop_by_hand():
     image = torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8)
     none = torch.tensor([0])
-    assert crop_and_flip(image, none, none, torch.tensor([False]), 1).flatten().tolist() == [0, 0, 0, 1]
+    assert crop_and_flip(image, none, none, torch.tensor([False]), 1).flatten().tolist() == [4, 3, 2, 1]
+    assert crop_and_flip(image, none + 2, none, torch.tensor([False]), 1).flatten().tolist() == [4, 3, 2, 1]
+    assert crop_and_flip(image, none + 1, none, torch.tensor([False]), 1).flatten().tolist() == [2, 1, 4, 3]
     assert crop_and_flip(image, none + 1, none + 1, torch.tensor([True]), 1).flatten().tolist() == [2, 1, 4, 3]
 
 
@@ -81,6 +83,20 @@ def test_augmentation_follows_the_generator_and_each_process_gets_its_rows():
     assert torch.equal(next(plain.read(rows, generator=torch.Generator())), next(plain.read(rows)))
 
 
+def test_every_image_is_mirrored_every_other_epoch_and_half_of_them_in_the_first():
+    split = random_images(200, flip=True).measured()
+    (plain,) = split.read([torch.arange(200)])
+
+    def mirrored(epoch):
+        (inputs,) = split.read([torch.arange(200)], generator=torch.Generator(), epoch=epoch)
+        same, other = ((inputs == given).flatten(1).all(1) for given in (plain, plain.flip(3)))
+        assert (same ^ other).all()
+        return other
+
+    assert 70 < mirrored(1).sum() < 130 and torch.equal(mirrored(1), ~mirrored(2))
+    assert torch.equal(mirrored(1), mirrored(3)) and torch.equal(mirrored(2), mirrored(4))
+
+
 def test_splits_are_taken_joined_and_prepared_as_others():
     split = random_images()
     assert torch.equal(split.take(torch.tensor([5, 2])).images, split.images[[5, 2]])
@@ -106,6 +122,7 @@ def test_splits_are_taken_joined_and_prepared_as_others():
         (ZEROS, {"mean": (0.5, 0.5), "std": (1.0, 1.0)}, "images of 1 channel(s) need so many means and deviations"),
         (ZEROS, {"mean": (0.5,), "std": (0.0,)}, "deviations above 0; got [0.5] and [0.0]"),
         (ZEROS, {"mean": (0.5,)}, "got [0.5] and []"),
+        (ZEROS, {"crop_padding": 2}, "crop_padding must be at least 0 and smaller than the images, 2x2; got 2"),
     ],
 )
 def test_images_of_the_wrong_form_are_refused(images, options, message):

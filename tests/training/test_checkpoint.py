@@ -20,10 +20,10 @@ QUIET = Training(epochs=3, batch_size=8, device="cpu", precision="fp32", progres
 
 
 class Interrupted(CrossEntropy):
-    """The cross entropy, interrupted by Ctrl-C in the second step after some epochs of three steps."""
+    """What is minimised by default, interrupted by Ctrl-C in the second step after some epochs of three steps."""
 
     def __init__(self, epochs: int) -> None:
-        super().__init__()
+        super().__init__(QUIET.label_smoothing)
         object.__setattr__(self, "calls", iter(range(10**6)))
         object.__setattr__(self, "last", 3 * epochs + 1)
 
@@ -33,7 +33,7 @@ class Interrupted(CrossEntropy):
         return super().__call__(model, inputs, labels)
 
     def __repr__(self) -> str:
-        return repr(CrossEntropy())
+        return repr(CrossEntropy(self.label_smoothing))
 
 
 def figures(rows):
@@ -45,7 +45,7 @@ SETTINGS = {
     "bf16": {"precision": "bf16"},
     "adamw with warm-up and decay": {
         "optimizer": "adamw",
-        "warmup_epochs": 1.5,
+        "warmup_fraction": 0.5,
         "weight_decay": 0.1,
         "learning_rate": 0.01,
     },

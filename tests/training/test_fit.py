@@ -28,10 +28,13 @@ def test_it_learns_and_tells():
     assert set(rows[0]) == {
         *("epoch", "learning_rate", "loss", "train_accuracy", "validation_accuracy", "steps", "seconds"),
     }
-    assert rows[0]["learning_rate"] == 0.05 and [row["steps"] for row in rows] == [6 * e for e in range(1, 9)]
+    assert rows[0]["learning_rate"] == QUIET.rate(0, 48) and [row["steps"] for row in rows] == [6 * e for e in range(1, 9)]
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["validation_accuracy"] > 0.6
     assert rows[-1]["validation_accuracy"] == accuracy(model, task, "validation").overall
     assert not any(module.training for module in model.modules()) and all(p.is_contiguous() for p in model.parameters())
+
+
+PLAIN = replace(QUIET, batch_size=16, weight_decay=0.0, warmup_fraction=0.0, label_smoothing=0.0)
 
 
 def plain_batch():
@@ -39,9 +42,9 @@ def plain_batch():
     return task, *next(task.batches("train", 16))  # one batch: the order plays no part
 
 
-def test_one_step_is_nesterov_with_the_cosine_rate_and_decay_of_weights_only():
+def test_one_step_is_nesterov_with_the_falling_rate_and_decay_of_weights_only():
     (task, images, labels), model, literal = plain_batch(), tiny_net(norm=False), tiny_net(norm=False)
-    fit(model, task, replace(QUIET, epochs=2, learning_rate=0.1, weight_decay=0.01, batch_size=16))
+    fit(model, task, replace(PLAIN, epochs=2, learning_rate=0.1, weight_decay=0.01))
     velocity = [torch.zeros_like(p) for p in literal.parameters()]
     for step in range(2):
         gradients = torch.autograd.grad(F.cross_entropy(literal(images), labels), list(literal.parameters()))
@@ -56,12 +59,21 @@ def test_one_step_is_nesterov_with_the_cosine_rate_and_decay_of_weights_only():
 
 def test_one_step_of_adamw_with_label_smoothing_by_hand():
     (task, images, labels), model, literal = plain_batch(), tiny_net(norm=False), tiny_net(norm=False)
-    fit(model, task, replace(QUIET, learning_rate=0.01, optimizer="adamw", label_smoothing=0.2, batch_size=16))
+    fit(model, task, replace(PLAIN, learning_rate=0.01, optimizer="adamw", label_smoothing=0.2))
     loss = F.cross_entropy(literal(images), labels, label_smoothing=0.2)
     for (name, p), g in zip(literal.named_parameters(), torch.autograd.grad(loss, literal.parameters()), strict=True):
         # after one step both moments, with their bias taken out, are g and g^2
         expected = p.detach() - 0.01 * g / (g.abs() + 1e-8)
         torch.testing.assert_close(model.get_parameter(name), expected, msg=name, rtol=1e-4, atol=1e-5)
+
+
+def test_an_objective_that_is_given_smooths_labels_itself():
+    task, training = plain_batch()[0], replace(PLAIN, label_smoothing=0.2)
+    losses = [
+        fit(tiny_net(), task, settings, objective=objective)[0]["loss"]
+        for settings, objective in ((training, None), (PLAIN, CrossEntropy(0.2)), (training, CrossEntropy()))
+    ]
+    assert losses[0] == losses[1] != losses[2] == fit(tiny_net(), task, PLAIN)[0]["loss"]
 
 
 @pytest.mark.parametrize(("kind", "keep"), [(TwoInputs, tuple), (Dictionary, dict)])
@@ -281,10 +293,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(kind):
     [
         ({"keep": "first"}, "keep must be one of last, best, got 'first'"),
         ({"classes_per_batch": [2, 9]}, "a batch has samples of 2 to 3 classes; got 9"),
-        (
-            {"training": replace(QUIET, label_smoothing=0.1), "objective": CrossEntropy()},
-            "label_smoothing belongs to the",
-        ),
         ({"training": replace(QUIET, device="abacus")}, "device 'abacus' cannot be used"),
     ],
 )

@@ -9,7 +9,7 @@ from torch import nn
 from tests.nets import Viewed, tiny_net, tiny_task
 from torchslice.errors import TorchsliceError
 from torchslice.judge import recalibrate
-from torchslice.training import Training, finetune, fit, predict
+from torchslice.training import Training, finetune, fit, placement, predict
 from torchslice.training.placement import choose_placement, fast_format, in_format
 
 
@@ -20,12 +20,28 @@ def test_automatic_placement_names_what_it_chose():
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_automatic_precision_is_bf16_where_the_hardware_computes_in_it(monkeypatch, fast):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert choose_placement("cpu").precision == ("bf16" if fast else "fp32")
+@pytest.mark.parametrize(("time", "chosen"), [(0.4, "bf16"), (0.95, "fp32"), (20.0, "fp32")])
+def test_automatic_precision_is_bf16_where_it_was_measured_to_be_faster(monkeypatch, time, chosen):
+    monkeypatch.setattr(placement, "_bf16_time", lambda: time)
+    assert choose_placement("cpu").precision == chosen
     assert choose_placement("cpu", "fp32").precision == "fp32"
+
+
+def test_the_measurement_looks_at_both_precisions_and_leaves_no_trace(monkeypatch):
+    asked, real = [], torch.autocast
+
+    def autocast(*args, enabled):
+        asked.append(enabled)
+        return real(*args, enabled=enabled)
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    before = torch.get_rng_state()
+    placement._bf16_time.cache_clear()
+    with torch.no_grad():
+        assert placement._bf16_time() > 0
+    assert asked.count(True) == asked.count(False) and torch.equal(before, torch.get_rng_state())
+    placement._bf16_time()
+    assert len(asked) == 8
 
 
 @pytest.mark.parametrize(

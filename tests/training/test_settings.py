@@ -26,8 +26,8 @@ from torchslice.training.settings import sizes_of
         ({"weight_decay": -1.0}, "weight_decay must be 0 or more"),
         ({"weight_decay": float("nan")}, "weight_decay must be 0 or more"),
         ({"optimizer": "adam"}, "unknown optimizer 'adam'. Did you mean 'adamw'"),
-        ({"warmup_epochs": 10}, r"warmup_epochs must be in \[0, 10\), fewer than epochs; got 10"),
-        ({"warmup_epochs": -1}, "warmup_epochs must be in"),
+        ({"warmup_fraction": 1}, r"warmup_fraction must be in \[0, 1\), got 1"),
+        ({"warmup_fraction": -0.1}, r"warmup_fraction must be in \[0, 1\), got -0.1"),
         ({"epochs": 1.5}, "epochs must be"),
         ({"batch_size": 8.0}, "batch_size must be"),
         ({"learning_rate": "0.1"}, "learning_rate must be"),
@@ -56,15 +56,12 @@ def test_plain_data_is_what_decides_the_result():
     assert one == other and one["seed"] == 3 and "precision" in one
 
 
-def test_the_rate_follows_half_a_cosine():
-    rates = [round(Training(epochs=2, learning_rate=0.2).rate(step, 2), 6) for step in range(4)]
-    assert rates == [0.2, 0.170711, 0.1, 0.029289]
-
-
-def test_the_rate_rises_in_the_warmup_and_then_falls():
-    training = Training(epochs=3, learning_rate=0.3, warmup_epochs=1)
-    rates = [round(training.rate(step, 2), 6) for step in range(6)]
-    assert rates == [0.1, 0.2, 0.3, 0.256066, 0.15, 0.043934]  # 2 steps up to it, then half a cosine over 4
+def test_the_rate_rises_in_the_warmup_and_then_falls_in_a_straight_line():
+    training = Training(epochs=5, learning_rate=0.3)
+    rates = [round(training.rate(step, 2), 6) for step in range(10)]  # 2 steps up to it, then 8 to zero
+    assert rates == [0.1, 0.2, 0.3, 0.2625, 0.225, 0.1875, 0.15, 0.1125, 0.075, 0.0375]
+    falling = replace(training, epochs=2, warmup_fraction=0)
+    assert [round(falling.rate(step, 2), 6) for step in range(4)] == [0.3, 0.225, 0.15, 0.075]
 
 
 def test_a_schedule_that_begins_later_is_the_same_schedule():

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..demo import run_demo
-from ..training.placement import choose_placement
+from ..training.placement import choose_device
 from . import common
 
 
@@ -28,7 +28,7 @@ def demo(
 
     Example:  torchslice demo --out digits-demo
     """
-    choose_placement(device)
+    choose_device(device)
     if out is not None:
         common.check_folder(out / "run" / "run.json")
     folder = Path(tempfile.mkdtemp(prefix="torchslice-demo-")) if out is None else out

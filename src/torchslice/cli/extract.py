@@ -25,7 +25,7 @@ def extract(
     data: common.SourceData = None,
     opening: Opening = Opening(),
     finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Epochs of fine-tuning; 0 is none.")] = 0,
-    training: Annotated[Training, Part(skip=("epochs", "progress", "warmup_epochs"))] = Training(learning_rate=0.01),
+    training: Annotated[Training, Part(skip=("epochs", "progress", "warmup_fraction"))] = Training(learning_rate=0.01),
     gates: common.GatesOption = common.Gates.fold,
     force: common.Force = False,
     as_json: common.Json = False,

@@ -13,7 +13,7 @@ from ..errors import TorchsliceError
 from ..graph.find import find_neurons
 from ..runs.recipe import fitting
 from ..runs.source import Opening
-from ..training.placement import choose_placement
+from ..training.placement import choose_device
 from . import common
 from .options import Part
 
@@ -31,7 +31,7 @@ def neurons(
 
     Example:  torchslice neurons torchvision:densenet121 --input-shape 3x64x64
     """
-    sizes, place = _shape(input_shape), choose_placement(device).device
+    sizes, place = _shape(input_shape), choose_device(device)
     torch.manual_seed(seed)
     try:
         example = torch.randn(2, *sizes, device=place)

@@ -42,7 +42,7 @@ class Preparation:
     def steps(self) -> Callable[[Any], Tensor]:
         """What is done to an image of the right size."""
         t = import_torchvision().transforms
-        augment = [t.RandomCrop(self.size, padding=self.crop_padding)] if self.crop_padding else []
+        augment = [t.RandomCrop(self.size, padding=self.crop_padding, padding_mode="reflect")] if self.crop_padding else []
         augment += [t.RandomHorizontalFlip()] if self.flip else []
         return t.Compose([*augment, t.ToTensor(), t.Normalize(self.mean, self.std)])
 

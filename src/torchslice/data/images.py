@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import TorchsliceError
@@ -24,8 +23,10 @@ class Images:
     Attributes:
         mean, std: per channel, of images / 255; inputs are normalised by them. By default they are measured, by
             `data.task` on the training images of the task, else on these.
-        crop_padding: pixels by which images are padded with zeros and cropped back at random in training; 0 is none.
-        flip: whether half of the images are mirrored left to right in training.
+        crop_padding: pixels by which images are padded with their reflection and cropped back at random in training; 0
+            is none.
+        flip: whether images are mirrored left to right in training: half of them, at random, in the first epoch, and
+            in every other epoch those that were not in the one before (arXiv 2404.00498, section 3.6).
 
     >>> images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
     >>> len(images.take(torch.tensor([0, 2])))
@@ -50,6 +51,11 @@ class Images:
             raise TorchsliceError(
                 f"images of {channels} channel(s) need so many means and deviations above 0; "
                 f"got {list(self.mean)} and {list(self.std)}."
+            )
+        if not 0 <= self.crop_padding < min(self.images.shape[2:]):
+            raise TorchsliceError(
+                f"crop_padding must be at least 0 and smaller than the images, {self.images.shape[2]}x"
+                f"{self.images.shape[3]}; got {self.crop_padding}."
             )
 
     def __len__(self) -> int:
@@ -97,6 +103,7 @@ class Images:
         device: torch.device | str = "cpu",
         part: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
+        epoch: int = 1,
     ) -> Iterator[Tensor]:
         part = part or (lambda rows: rows)
         normalise = self.measured().normalise
@@ -105,9 +112,10 @@ class Images:
                 yield normalise(self.images[part(rows)].to(device))
             return
         images = self.images.to(device)
+        first = torch.rand(len(self), generator=torch.Generator().manual_seed(0)) < 0.5  # mirrored in epochs 1, 3, ...
         for rows in batches:
             top, left = torch.randint(2 * self.crop_padding + 1, (2, len(rows)), generator=generator)
-            flip = torch.rand(len(rows), generator=generator) < (0.5 if self.flip else 0.0)
+            flip = (first[rows] ^ (epoch % 2 == 0)) & self.flip
             rows, top, left, flip = (part(draw).to(device) for draw in (rows, top, left, flip))
             yield normalise(crop_and_flip(images[rows], top, left, flip, self.crop_padding))
 
@@ -142,22 +150,27 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Crop every image, padded with zeros on all sides, at its own place, and mirror some left to right.
+    """Crop every image, padded with its reflection on all sides, at its own place, and mirror some left to right.
 
     Args:
         images: uint8 [B, ch, H, W].
         top: first row of each crop in the padded image, int64 [B] in 0..2 * padding.
         left: first column, likewise.
         flip: which crops are mirrored, bool [B].
-        padding: in pixels.
+        padding: in pixels, smaller than H and W.
 
     Returns:
         uint8 [B, ch, H, W], in channels_last memory format.
     """
     batch, _, height, width = images.shape
-    rows = top[:, None] + torch.arange(height, device=images.device)  # [B, H]
     steps = torch.arange(width, device=images.device)
+    rows = top[:, None] + torch.arange(height, device=images.device)  # [B, H]
     columns = left[:, None] + torch.where(flip[:, None], width - 1 - steps, steps)  # [B, W]
+    rows, columns = _reflected(rows - padding, height), _reflected(columns - padding, width)
     sample = torch.arange(batch, device=images.device)[:, None, None]
-    padded = F.pad(images, (padding,) * 4)
-    return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # [B, H, W, ch] in memory
+    return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # [B, H, W, ch] in memory
+
+
+def _reflected(places: Tensor, size: int) -> Tensor:
+    """Return the places inside of 0..size - 1 that stand for those beyond: -1 is 1, `size` is size - 2."""
+    return size - 1 - (size - 1 - places.abs()).abs()

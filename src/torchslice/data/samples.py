@@ -87,6 +87,7 @@ class Samples:
         device: torch.device | str = "cpu",
         part: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
+        epoch: int = 1,
     ) -> Iterator[Inputs]:
         assert self.original is not None
         dataset = self.dataset

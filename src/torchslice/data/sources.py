@@ -141,7 +141,7 @@ _TORCHVISION = {
     # name: (class in torchvision.datasets, files, crop padding in pixels, flip)
     "mnist": ("MNIST", f"MNIST/{_MNIST_FILES}", 2, False),
     "fashion-mnist": ("FashionMNIST", f"FashionMNIST/{_MNIST_FILES}", 2, True),
-    "cifar10": ("CIFAR10", "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}", 4, True),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}", 2, True),
     "svhn": ("SVHN", "{train,test}_32x32.mat", 4, False),
 }
 for _name, (_class, _files, _padding, _flip) in _TORCHVISION.items():
@@ -152,7 +152,7 @@ for _name, (_class, _files, _padding, _flip) in _TORCHVISION.items():
 def cifar100(data_dir: Path, download: bool, split: dict[str, Any]) -> Task:
     """Return CIFAR-100 from cifar100/{train,test}/CLASS/*.png if they are there, else from the published files."""
     folder = data_dir / "cifar100"
-    augmentation: dict[str, Any] = {"crop_padding": 4, "flip": True}
+    augmentation: dict[str, Any] = {"crop_padding": 2, "flip": True}
     if not folder.is_dir():
         where: dict[str, Any] = {"data_dir": data_dir, "download": download, "split": split}
         return _from_torchvision("cifar100", "CIFAR100", "cifar-100-python/{train,test,meta}", **where, **augmentation)

@@ -47,11 +47,12 @@ class Split(Protocol):
         device: torch.device | str = "cpu",
         part: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
+        epoch: int = 1,
     ) -> Iterator[Inputs]:
         """Yield the inputs of every batch of indices, int64 [B], as a model takes them.
 
         `part` picks the rows of a batch that are this process's; with a generator, inputs are augmented as for
-        training.
+        training, in epoch `epoch`, counted from 1.
         """
 
     def update(self, digest: Any) -> None:

@@ -56,6 +56,7 @@ class Stored:
         device: torch.device | str = "cpu",
         part: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
+        epoch: int = 1,
     ) -> Iterator[Inputs]:
         for rows in batches:
             yield to_device(take(self.inputs, rows if part is None else part(rows)), device)

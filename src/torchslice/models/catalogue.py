@@ -10,11 +10,12 @@ from torch import nn
 from ..errors import TorchsliceError, first_line
 from ..imports import call, import_object, import_timm, import_torchvision
 from ..registry import unknown
+from .fast import Fast
 from .mobile import MobileNet
 from .plain import VGG16, ConvNet, LeNet, SimCNN
 from .residual import ResCNN, resnet18, resnet20
 
-NETWORKS = (ConvNet, LeNet, SimCNN, ResCNN, VGG16, resnet18, resnet20, MobileNet)
+NETWORKS = (ConvNet, Fast, LeNet, SimCNN, ResCNN, VGG16, resnet18, resnet20, MobileNet)
 MODELS: dict[str, Callable[..., nn.Module]] = {network.__name__.lower(): network for network in NETWORKS}
 
 
@@ -22,7 +23,7 @@ def names() -> list[str]:
     """Return the names of the built-in networks.
 
     >>> names()[:3]
-    ['convnet', 'lenet', 'simcnn']
+    ['convnet', 'fast', 'lenet']
     """
     return list(MODELS)
 
@@ -34,7 +35,8 @@ def create(spec: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
         spec: a built-in name, "torchvision:NAME", "timm:NAME" or "package.module:function".
         num_classes: number of logits.
         arguments: the built-in networks take `channels` (of the input images) and `width` (a factor on their numbers of
-            channels); the others are called with `num_classes` and these. Weights are never downloaded.
+            channels), `fast` also `widths`; the others are called with `num_classes` and these. Weights are never
+            downloaded.
 
     >>> create("resnet20", num_classes=100, width=0.5).classifier
     Linear(in_features=32, out_features=100, bias=True)

@@ -17,9 +17,11 @@ from ..find import gates
 from ..find.semantic import Budget
 from ..graph.find import find_neurons
 from ..inputs import Inputs
+from ..models.fast import Fast
 from ..registry import unknown
 from ..training import Objective, Training
 
+WHITENED = 1000  # training images by which the first convolution of `fast` is chosen
 METHODS = ("subtasks", "gates", "standard")
 
 
@@ -157,7 +159,11 @@ def make_model(spec: str, task: Task, arguments: Mapping[str, Any], *, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         given = {"num_classes": len(task.classes), **fitting(spec, task.example), **arguments}
-        return models.create(spec, **given)
+        model = models.create(spec, **given)
+    if isinstance(model, Fast):
+        rows = torch.linspace(0, len(task.train) - 1, min(WHITENED, len(task.train))).long()
+        model.whiten(next(iter(task.train.read([rows]))))
+    return model
 
 
 def check_name(model: str) -> None:

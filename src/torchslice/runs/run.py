@@ -35,7 +35,7 @@ from ..training import Objective, Training, fit
 from ..training.checkpoint import FILE as CHECKPOINT
 from ..training.checkpoint import MODEL, digest_of, read_checkpoint
 from ..training.outcome import Row
-from ..training.placement import choose_placement
+from ..training.placement import choose_device
 from ..training.ranks import is_first
 from .recipe import Recipe
 from .slicefile import FORMAT_VERSION, SliceFile, read_json
@@ -174,7 +174,7 @@ class Run:
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise TorchsliceError(f"{path} does not belong to the network of run.json; train anew.") from error
-        model.to(choose_placement(device).device).eval()
+        model.to(choose_device(device)).eval()
         return model if isinstance(model, GatedModel) else find_neurons(model, task.example, classes=task.classes)
 
     def check_finished(self) -> None:

@@ -21,7 +21,7 @@ from ..graph.neurons import Neurons
 from ..models import load_weights
 from ..slices import Slice
 from ..submodel import without_gates
-from ..training.placement import choose_placement
+from ..training.placement import choose_device
 from .recipe import check_name, is_own, make_model
 from .run import Run
 from .slicefile import SliceFile, digest_of_model
@@ -119,7 +119,7 @@ class Opening:
             data_name: the data set; needed but for a run, which knows its own.
             new: a further data set, for which the options of the data are too.
         """
-        path, place, arguments = Path(name), choose_placement(device).device, self.model_arguments
+        path, place, arguments = Path(name), choose_device(device), self.model_arguments
         slice_file = None if self.slices is None else SliceFile(self.slices)
         for file in (self.weights, self.slices):
             if file is not None and not file.is_file():

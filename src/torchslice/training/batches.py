@@ -118,7 +118,8 @@ class Batches:
                 asked.append(batch)
                 yield batch
 
-        for inputs in self.split.read(order(), device=self.device, part=self.ranks.part, generator=generator):
+        options = {"part": self.ranks.part, "generator": generator, "epoch": epoch}
+        for inputs in self.split.read(order(), device=self.device, **options):
             yield inputs, self.split.labels[self.ranks.part(asked.popleft())].to(self.device)
 
     def _order(self, generator: torch.Generator) -> Iterator[Tensor]:

@@ -57,7 +57,7 @@ def fit(
     Args:
         model: any network with logits [B, C] as output, not wrapped or compiled.
         training: settings.
-        objective: what to minimise, see `Objective`; the cross entropy by default.
+        objective: what to minimise, see `Objective`; by default the cross entropy with `training.label_smoothing`.
         classes_per_batch: draws every batch from a few random classes: one of these numbers of classes, each equally
             likely. By default batches are drawn from all samples.
         output: picks the logits from what the model returns, see `find_neurons`.
@@ -80,8 +80,6 @@ def fit(
     training = training or Training()
     if keep not in KEEP:
         raise TorchsliceError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}.")
-    if objective is not None and training.label_smoothing:
-        raise TorchsliceError("label_smoothing belongs to the default objective; give it to your objective instead.")
     placement = choose_placement(training.device, training.precision)
     training = replace(training, precision=placement.precision)
     ranks, sizes = current_ranks(placement.device), sizes_of(classes_per_batch, len(task.classes))

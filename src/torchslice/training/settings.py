@@ -23,16 +23,16 @@ class Training:
 
     Attributes:
         epochs: Passes over the training samples.
-        learning_rate: Highest learning rate; it falls to zero on half a cosine.
+        learning_rate: Highest learning rate; from it, the rate falls in a straight line to zero.
         batch_size: Samples per step, over all processes.
         optimizer: sgd (with Nesterov momentum) or adamw.
         momentum: Of sgd, in [0, 1).
         weight_decay: On weights only, not on biases and norms.
-        warmup_epochs: Epochs in which the learning rate rises to its highest.
-        label_smoothing: Of the cross entropy, in [0, 1).
+        warmup_fraction: Fraction of the steps in which the learning rate rises to its highest, in [0, 1).
+        label_smoothing: Of the cross entropy, in [0, 1); an objective that is given has its own.
         seed: Of the order, the augmentation and dropout; of the weights too where the network is made anew.
         device: auto (a GPU if there is one), cpu or cuda.
-        precision: fp32, bf16 (autocast, with float32 weights) or auto: bf16 where the hardware computes in it.
+        precision: fp32, bf16 (autocast, with float32 weights) or auto: bf16 where it is faster.
         progress: Whether to show a progress bar.
 
     >>> Training(epochs=3).learning_rate
@@ -44,9 +44,9 @@ class Training:
     batch_size: int = 128
     optimizer: str = "sgd"
     momentum: float = 0.9
-    weight_decay: float = 0.0
-    warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
+    weight_decay: float = 5e-4
+    warmup_fraction: float = 0.2
+    label_smoothing: float = 0.1
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -58,7 +58,7 @@ class Training:
             if not isinstance(value, int) or not least <= value < 2**63:
                 what = "" if isinstance(value, int) else "a whole number, "
                 raise TorchsliceError(f"{name} must be {what}at least {least}, got {value!r}.")
-        for name in ("learning_rate", "momentum", "weight_decay", "warmup_epochs", "label_smoothing"):
+        for name in ("learning_rate", "momentum", "weight_decay", "warmup_fraction", "label_smoothing"):
             if not isinstance(getattr(self, name), int | float):
                 raise TorchsliceError(f"{name} must be a number, got {getattr(self, name)!r}.")
         if not 0 < self.learning_rate < math.inf:
@@ -66,15 +66,11 @@ class Training:
         for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
-        for name in ("momentum", "label_smoothing"):
+        for name in ("momentum", "warmup_fraction", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise TorchsliceError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
         if not 0 <= self.weight_decay < math.inf:
             raise TorchsliceError(f"weight_decay must be 0 or more, got {self.weight_decay}.")
-        if not 0 <= self.warmup_epochs < max(self.epochs, 1):
-            raise TorchsliceError(
-                f"warmup_epochs must be in [0, {self.epochs}), fewer than epochs; got {self.warmup_epochs}."
-            )
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the parameters that require a gradient, of which there must be some."""
@@ -92,14 +88,12 @@ class Training:
     def rate(self, step: int, steps_per_epoch: int, *, first_epoch: int = 0) -> float:
         """Return the learning rate of a step, counted from 0, of a schedule that began after `first_epoch` epochs.
 
-        >>> Training(epochs=2, learning_rate=0.1).rate(10, 10)
+        >>> Training(epochs=2, learning_rate=0.1, warmup_fraction=0).rate(10, 10)
         0.05
         """
         step, total = step - first_epoch * steps_per_epoch, (self.epochs - first_epoch) * steps_per_epoch
-        warmup = self.warmup_epochs * steps_per_epoch
-        if step < warmup:
-            return self.learning_rate * (step + 1) / (warmup + 1)
-        return self.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+        warmup = self.warmup_fraction * total
+        return self.learning_rate * min((step + 1) / (warmup + 1), (total - step) / (total - warmup))
 
     def to_plain(self) -> dict[str, Any]:
         """Return what decides the result as JSON-able data: all but device and progress."""
