@@ -171,6 +171,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
     "answering": (Answering, _image(8)),
     "tokens": (Tokens, lambda: torch.randint(11, (2, 9))),
     "convnet": (lambda: create("convnet", width=0.5), _image(16)),
+    "fast": (lambda: create("fast", width=0.25), _image(16)),
     "simcnn": (lambda: create("simcnn", width=0.25), _image(32)),
     "rescnn": (lambda: create("rescnn", width=0.25), _image(32)),
     "mobilenet": (lambda: create("mobilenet", width=0.25), _image(32)),

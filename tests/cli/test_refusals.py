@@ -55,7 +55,7 @@ EARLY = [
     (f"{TRAIN} --momentum 1", ["--momentum", "[0, 1)"]),
     (f"{TRAIN} --weight-decay -1", ["--weight-decay", "0 or more"]),
     (f"{TRAIN} --label-smoothing 1", ["--label-smoothing", "[0, 1)"]),
-    (f"{TRAIN} --warmup-epochs 40", ["--warmup-epochs", "fewer than epochs"]),
+    (f"{TRAIN} --warmup-fraction 1", ["--warmup-fraction", "[0, 1)"]),
     (f"{TRAIN} --method gates --coupling-weight -1", ["--coupling-weight must be 0 or more"]),
     (f"{TRAIN} --neuron-fraction 0", ["--neuron-fraction", "(0, 1]"]),
     (f"{TRAIN} --taper 2", ["--taper", "(0, 1]"]),

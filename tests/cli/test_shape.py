@@ -20,9 +20,9 @@ TRAINING = {
         "batch_size": 128,
         "optimizer": "sgd",
         "momentum": 0.9,
-        "weight_decay": 0.0,
+        "weight_decay": 5e-4,
     },
-    **{"warmup_epochs": 0.0, "label_smoothing": 0.0, "seed": 0, "device": "auto", "precision": "auto"},
+    **{"warmup_fraction": 0.2, "label_smoothing": 0.1, "seed": 0, "device": "auto", "precision": "auto"},
 }
 OPENING = {
     **{"weights": None, "slices": None, "model_argument": None, "data_option": None, "data_dir": None},
@@ -49,7 +49,7 @@ TABLE = {
     },
     "extract": {
         **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": 0, "gates": "fold"},
-        **{name: default for name, default in TRAINING.items() if name not in ("epochs", "warmup_epochs")},
+        **{name: default for name, default in TRAINING.items() if name not in ("epochs", "warmup_fraction")},
         **{"learning_rate": 0.01, "json": False},
     },
     "restructure": {

@@ -28,7 +28,9 @@ def test_it_learns_and_tells():
     assert set(rows[0]) == {
         *("epoch", "learning_rate", "loss", "train_accuracy", "validation_accuracy", "steps", "seconds"),
     }
-    assert rows[0]["learning_rate"] == QUIET.rate(0, 48) and [row["steps"] for row in rows] == [6 * e for e in range(1, 9)]
+    assert rows[0]["learning_rate"] == QUIET.rate(0, 48) and [row["steps"] for row in rows] == [
+        6 * e for e in range(1, 9)
+    ]
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["validation_accuracy"] > 0.6
     assert rows[-1]["validation_accuracy"] == accuracy(model, task, "validation").overall
     assert not any(module.training for module in model.modules()) and all(p.is_contiguous() for p in model.parameters())

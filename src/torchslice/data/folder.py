@@ -42,7 +42,8 @@ class Preparation:
     def steps(self) -> Callable[[Any], Tensor]:
         """What is done to an image of the right size."""
         t = import_torchvision().transforms
-        augment = [t.RandomCrop(self.size, padding=self.crop_padding, padding_mode="reflect")] if self.crop_padding else []
+        crop = t.RandomCrop(self.size, padding=self.crop_padding, padding_mode="reflect")
+        augment = [crop] if self.crop_padding else []
         augment += [t.RandomHorizontalFlip()] if self.flip else []
         return t.Compose([*augment, t.ToTensor(), t.Normalize(self.mean, self.std)])
 

@@ -118,9 +118,9 @@ class Batches:
                 asked.append(batch)
                 yield batch
 
-        options = {"part": self.ranks.part, "generator": generator, "epoch": epoch}
-        for inputs in self.split.read(order(), device=self.device, **options):
-            yield inputs, self.split.labels[self.ranks.part(asked.popleft())].to(self.device)
+        part = self.ranks.part
+        for inputs in self.split.read(order(), device=self.device, part=part, generator=generator, epoch=epoch):
+            yield inputs, self.split.labels[part(asked.popleft())].to(self.device)
 
     def _order(self, generator: torch.Generator) -> Iterator[Tensor]:
         if self.classes_per_batch:
