@@ -41,7 +41,8 @@ def no_leaked_threads_and_processes() -> Iterator[None]:
     before = {*threading.enumerate(), *multiprocessing.active_children()}
 
     def left() -> set[threading.Thread | multiprocessing.process.BaseProcess]:
-        return {*threading.enumerate(), *multiprocessing.active_children()} - before
+        threads = {thread for thread in threading.enumerate() if type(thread).__name__ != "TMonitor"}  # one of tqdm's
+        return {*threads, *multiprocessing.active_children()} - before
 
     yield
     if left():

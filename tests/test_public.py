@@ -11,9 +11,9 @@ import pytest
 import torchslice
 
 NAMES = [
-    *("Slice", "TorchsliceError", "Training", "accuracy", "data", "extend", "extract", "find_neurons", "finetune"),
-    *("fit", "gates", "judge", "load", "masked", "models", "readapt", "restructure", "retention", "reuse", "save"),
-    *("semantic", "subtasks"),
+    *("Slice", "TorchsliceError", "Training", "accuracy", "data", "export", "extend", "extract", "find_neurons"),
+    *("finetune", "fit", "gates", "judge", "load", "masked", "models", "readapt", "restructure", "retention", "reuse"),
+    *("save", "semantic", "subtasks"),
 ]
 MODULES = {
     "data": "Images Samples Split Stored Task hold_out joined limit load names task",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import data, judge, models
-    from .artefact import load, save
+    from .artefact import export, load, save
     from .cut.extract import extract, masked, retention
     from .errors import TorchsliceError
     from .find import gates, semantic, subtasks
@@ -30,7 +30,7 @@ _HOMES = {
     ".training": ("Training", "accuracy", "finetune", "fit"),
     ".submodel": ("reuse",),
     ".maintain": ("extend", "readapt", "restructure"),
-    ".artefact": ("load", "save"),
+    ".artefact": ("export", "load", "save"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {*_HOMES["."], *_HOMES[".find"]}
@@ -41,6 +41,7 @@ __all__ = [
     "Training",
     "accuracy",
     "data",
+    "export",
     "extend",
     "extract",
     "find_neurons",

@@ -127,10 +127,10 @@ def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
             path.parent.rmdir()
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the metadata and the tensors of a safetensors file."""
+def read_safetensors(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the tensors of a safetensors file, or none of them."""
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
     except Exception as error:  # safetensors raises many kinds
         raise TorchsliceError(f"{path} is not a whole safetensors file ({error}); copy it once more.") from error

@@ -121,6 +121,10 @@ EARLY = [
     ("extend {five} --new digits --classes 5,6 --metric var --out {out}", ["--metric plays no part"]),
     # what a source is
     ("slice {tmp}/nowhere", ["nowhere", "--out FILE"]),
+    ("export {whole} --out {out}.onnx", ["DATA"]),
+    ("export {standard} --out {out}.onxn", ["'onxn'", "Did you mean 'onnx'?"]),
+    ("export {standard} --out {out}", ["onnx, pt2"]),
+    ("export {standard} --out {out}.bin --format tflite", ["'tflite'", "onnx, pt2"]),
     ("evaluate nowhere", ["nowhere is no folder of a run", "nowhere DATA"]),
     ("evaluate {standard} digits", ["knows its data", "DATA"]),
     (f"{SLICE} --weights {{pt}}", ["its own weights", "--weights"]),

@@ -65,6 +65,10 @@ TABLE = {
         **{**SOURCE, **OPENING, **OUT, "classes": None, "new": None, "neuron_fraction": None, "metric": "taylor"},
         **{"settle": 0, "widen": None, "restart": True, "replay": 0.0, **TRAINING, "json": False},
     },
+    "export": {
+        **{**SOURCE, **{name: x for name, x in OPENING.items() if name != "slices"}, "out": None, "force": False},
+        **{"format": None, "seed": 0, "json": False},
+    },
     "evaluate": {**SOURCE, **{name: x for name, x in OPENING.items() if name != "slices"}, **RUNNING},
 }
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "numpy")

@@ -172,14 +172,36 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return _read(path)[0]
 
 
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Return what `read_record` returns, without reading the tensors: whether they match the hash is not known.
+
+    >>> ts.save(small, folder / "pair.safetensors", classes=["3", "8"])
+    >>> read_header(folder / "pair.safetensors") == read_record(folder / "pair.safetensors")
+    True
+    """
+    return _record(path, read_safetensors(path, tensors=False)[0])
+
+
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the record and the tensors of a file, which must be whole and match its hash."""
     if not Path(path).is_file():
         raise TorchsliceError(f"there is no file {path}; give a file that torchslice saved.")
     metadata, tensors = read_safetensors(path)
+    record = _record(path, metadata)
+    try:
+        whole = _digest(record, tensors) == record.get("sha256")
+    except (TypeError, ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise TorchsliceError(f"{path} is damaged: its content does not match its hash; copy it again from its source.")
+    return record, tensors
+
+
+def _record(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the record in the metadata of a file, which must have the format of this version."""
     try:
         record = json.loads(metadata["torchslice"])
-        written, digest = record["format_version"], _digest(record, tensors)
+        written = record["format_version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise TorchsliceError(
             f"{path} is a safetensors file of another program; torchslice loads only what torchslice saved."
@@ -189,9 +211,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} has format version {written!r}, and this torchslice reads {FORMAT_VERSION}; load it with the "
             "torchslice that saved it."
         )
-    if digest != record.get("sha256"):
-        raise TorchsliceError(f"{path} is damaged: its content does not match its hash; copy it again from its source.")
-    return record, tensors
+    return record
 
 
 def _rebuilt(record: Mapping[str, Any], tensors: dict[str, Tensor], *, allow_import: bool) -> Artefact:

@@ -28,6 +28,8 @@ COMMANDS = {
     "restructure": "Compress a network: keep its critical neurons, then remove more and retrain, step by step.",
     "readapt": "Adapt a network to new samples of its classes by training its critical neurons only.",
     "extend": "Teach a network new classes by its non-critical neurons; those it knows are answered as before.",
+    "export": "Write a network as a program for ONNX Runtime or torch.export, compared on validation samples first.",
+    "store": "Keep artefacts in a folder, find them by class, accuracy and size, share them on the Hub.",
     "evaluate": "Say what a network is worth on the test samples of its classes: accuracy, size, latency.",
 }
 SETTINGS = {"help_option_names": ["--help", "-h"]}
@@ -53,7 +55,10 @@ class Commands(TyperGroup):
 def _load(name: str) -> Any:
     from .options import with_options
 
-    function = getattr(importlib.import_module(f".{name}", __name__), name)
+    module = importlib.import_module(f".{name}", __name__)
+    if hasattr(module, "app"):  # commands of its own
+        return typer.main.get_command(module.app)
+    function = getattr(module, name)
     alone = typer.Typer(add_completion=False, context_settings=SETTINGS, pretty_exceptions_enable=False)
     alone.command(name)(with_options(function))
     return typer.main.get_command(alone)
