@@ -31,7 +31,7 @@ def test_a_cut_network_runs_as_an_exported_program(name: str, tmp_path) -> None:
     neurons = prepared(name)
     small = extract(neurons, neurons.random(0.5), classes=[1, 4, 9])
     made = export(small, tmp_path / "small.pt2", samples=unseen(neurons.example), output=neurons.output)
-    assert made.difference == 0
+    assert made.difference <= 2e-6 * max(1.0, made.largest)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -45,4 +45,4 @@ def test_the_recipe_of_the_docs_loads_an_artefact_without_torchslice(name: str, 
     exec(read.replace("pair.safetensors", str(tmp_path / "pair.safetensors")), given)
     exec(build, given)
     inputs = unseen(neurons.example)
-    assert torch.equal(logits(given["net"].eval(), inputs), logits(small, inputs))
+    torch.testing.assert_close(logits(given["net"].eval(), inputs), logits(small, inputs), rtol=0, atol=2e-6)

@@ -21,12 +21,12 @@ def run_onnx(path, samples):
 @pytest.mark.parametrize("kind", ["run", "pt", "artefact"])
 def test_every_source_becomes_the_same_program(torchslice, standard, sources, kind, tmp_path):
     result = torchslice("export", *sources[kind], "--out", tmp_path / "a.pt2", "--json").json
-    assert result["format"] == "pt2" and result["samples"] == 64 and result["difference"] == 0
+    assert result["format"] == "pt2" and result["samples"] == 64 and result["difference"] < 1e-5
     assert result["classes"] == list("0123456789") and result["inputs"] == ["input"]
     neurons, task = neurons_of(standard)
     program = torch.export.load(tmp_path / "a.pt2").module()
     with torch.no_grad():
-        assert torch.equal(program(task.example), neurons.logits(task.example))
+        torch.testing.assert_close(program(task.example), neurons.logits(task.example), rtol=1e-5, atol=1e-5)
 
 
 def test_a_sub_model_becomes_onnx(torchslice, standard, tmp_path):
@@ -46,4 +46,4 @@ def test_an_extended_network_answers_with_all_classes(torchslice, five, tmp_path
     saved, words = tmp_path / "ten.safetensors", ("--classes", "5,6", "--neuron-fraction", 0.5)
     assert torchslice("extend", five, "--new", "digits", *words, "--out", saved, *QUICK).code == 0
     result = torchslice("export", saved, "digits", "--out", tmp_path / "ten.pt2", "--json").json
-    assert result["classes"] == list("0123456") and result["difference"] == 0
+    assert result["classes"] == list("0123456") and result["difference"] < 1e-5

@@ -69,17 +69,35 @@ TABLE = {
         **{**SOURCE, **{name: x for name, x in OPENING.items() if name != "slices"}, "out": None, "force": False},
         **{"format": None, "seed": 0, "json": False},
     },
+    "store add": {"STORE": None, "FILE...": None, "force": False, "json": False},
+    "store list": {"STORE": None, "json": False},
+    "store search": {"STORE": None, "classes": "", "min_accuracy": None, "max_parameters": None, "json": False},
+    "store show": {"STORE": None, "NAME": None, "json": False},
+    "store verify": {"STORE": None, "json": False},
+    "store remove": {"STORE": None, "NAME": None},
+    "store push": {"STORE": None, "NAME": None, "USER/REPOSITORY": None, "public": False},
+    "store pull": {"STORE": None, "USER/REPOSITORY": None, "NAME": None, "force": False, "json": False},
     "evaluate": {**SOURCE, **{name: x for name, x in OPENING.items() if name != "slices"}, **RUNNING},
 }
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "numpy")
 
 
 def command(name):
-    return typer.main.get_command(app).resolve_command(None, [name])[1]
+    found = typer.main.get_command(app)
+    for word in name.split():
+        found = found.resolve_command(None, [word])[1]
+    return found
+
+
+def function(name):
+    """What a command runs."""
+    module, _, own = name.partition(" ")
+    return getattr(importlib.import_module(f"torchslice.cli.{module}"), "list_" if own == "list" else own or module)
 
 
 def test_commands_are_frozen():
-    assert [*COMMANDS] == [*TABLE]
+    assert [*COMMANDS] == [*dict.fromkeys(name.split()[0] for name in TABLE)]
+    assert {f"store {name}" for name in command("store").commands} == {n for n in TABLE if n.startswith("store ")}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -92,18 +110,18 @@ def test_options_and_their_defaults_are_frozen(name):
     assert found == TABLE[name]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", TABLE)
 def test_the_help_of_a_command(torchslice, name):
-    function = getattr(importlib.import_module(f"torchslice.cli.{name}"), name)
-    assert inspect.getdoc(function).splitlines()[0] == COMMANDS[name]
+    text = inspect.getdoc(function(name))
+    if name in COMMANDS:
+        assert text.splitlines()[0] == COMMANDS[name]
     assert [p.help for p in command(name).params if p.param_type_name == "option" and not p.help] == []
-    result = torchslice(name, "--help")
+    result = torchslice(*name.split(), "--help")
     assert result.code == 0 and not result.err
-    (example,) = re.findall(r"Example:  torchslice (.*)", inspect.getdoc(function))
-    first, *words = shlex.split(example)
-    assert first == name and "Example:" in result.out
-    command(name).make_context(name, words)
-    assert torchslice(name, "-h").out == result.out
+    (example,) = re.findall(r"Example:  torchslice (.*)", text)
+    assert example.startswith(f"{name} ") and "Example:" in result.out
+    command(name).make_context(name, shlex.split(example.removeprefix(name)))
+    assert torchslice(*name.split(), "-h").out == result.out
 
 
 def test_no_command_shows_the_help(torchslice):
