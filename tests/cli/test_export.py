@@ -29,9 +29,9 @@ def test_every_source_becomes_the_same_program(torchslice, standard, sources, ki
         torch.testing.assert_close(program(task.example), neurons.logits(task.example), rtol=1e-5, atol=1e-5)
 
 
-def test_a_sub_model_becomes_onnx(torchslice, standard, tmp_path):
+def test_a_sub_model_becomes_onnx(torchslice, subtasks, tmp_path):
     part, out = tmp_path / "part.safetensors", tmp_path / "part.bin"
-    assert torchslice("extract", standard, "--classes", "3,8", "--out", part, "--device", "cpu").code == 0
+    assert torchslice("extract", subtasks, "--classes", "3,8", "--out", part, "--device", "cpu").code == 0
     result = torchslice("export", part, "digits", "--format", "onnx", "--out", out)
     assert result.code == 0 and f"{out}, " in result.out and "differs by" in result.out
     task = ts.data.load("digits").restrict(["3", "8"])

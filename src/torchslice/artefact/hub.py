@@ -58,7 +58,7 @@ def card(record: Mapping[str, Any], repo: str) -> str:
     """Return the model card of an artefact, Markdown: what it is for, what it costs, what it says of itself, its use.
 
     >>> ts.save(small, folder / "pair.safetensors", classes=["3", "8"])
-    >>> print(card(read_record(folder / "pair.safetensors"), "me/pair").splitlines()[7])
+    >>> print(card(read_record(folder / "pair.safetensors"), "me/pair").splitlines()[6])
     A network that tells 2 classes apart: 3, 8.
     """
     known = about(record)
