@@ -146,7 +146,7 @@ class Benchmark:
         runs = []
         for network in settings.networks:
             task = network.load(data_dir, settings.seed)
-            for seed in range(settings.seed, settings.seed + settings.seeds):
+            for seed in range(settings.seed, settings.seed + (getattr(network, "seeds", None) or settings.seeds)):
                 place = path.with_name(f"{path.name}-{network.data}-{network.model}-seed{seed}")
                 used = {**asdict(settings), "networks": asdict(network), "seeds": seed, "data_hash": task.fingerprint}
                 part = self.part(settings, network, task, seed, place, device, progress)

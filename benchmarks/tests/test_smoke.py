@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import experiment, extend, mwt, readapt, restructure, reuse, slicing, speed
+from benchmarks import experiment, extend, mwt, readapt, restructure, reuse, slicing, speed, text, vit
 from benchmarks.experiment import Benchmark
 from torchslice.data import load
 from torchslice.maintain import PRUNING
@@ -55,6 +55,22 @@ def test_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         all(f"| {arm} |" in page for arm in reuse.ARMS) and "(reuse-smoke.png)" in page and "| 1 set(s) of 10 |" in page
     )
+
+
+@pytest.mark.parametrize("benchmark", [text.BENCHMARK, vit.BENCHMARK], ids=lambda benchmark: benchmark.name)
+def test_transformers(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(benchmark, monkeypatch)
+    (network,) = benchmark.settings["smoke"].networks
+    arms = {(row["arm"], row["size"]): row for row in run["arms"]}
+    assert arms.keys() == {(arm, size) for arm in text.ARMS for size in network.sizes}
+    for (arm, size), row in arms.items():
+        assert 0 <= row["accuracy"] <= 1 and 0 < row["neurons"] <= 1 and len(row["labels"]) == size
+        assert row["change"] == pytest.approx(row["accuracy"] - arms["whole, restricted", size]["accuracy"], abs=2e-4)
+        if "whole" not in arm and "MwT" not in arm:
+            assert row["macs"] <= network.mac_retention + 0.05, arm  # attention is not in the budget
+    assert arms["taylor", 2]["macs"] == arms["control: random, tuned", 2]["macs"] > network.mac_retention - 0.1
+    assert all(have <= whole for have, whole in run["layers"].values())
+    assert all(f"| {arm} |" in page for arm in text.ARMS) and f"## {network.model} on {network.data}" in page
 
 
 def test_sub_tasks_by_hand() -> None:

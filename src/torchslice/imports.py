@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -59,6 +60,13 @@ def import_timm() -> ModuleType:
     """Import timm, which imports torchvision itself."""
     import_torchvision()
     return import_optional("timm", extra="vision")
+
+
+def import_transformers() -> ModuleType:
+    """Import transformers, which imports torchvision where it is installed."""
+    if importlib.util.find_spec("torchvision"):
+        import_torchvision()
+    return import_optional("transformers", extra="text")
 
 
 def import_object(spec: str) -> Any:

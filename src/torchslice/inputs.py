@@ -83,6 +83,16 @@ def take(inputs: Inputs, rows: Any) -> Inputs:
     return map_tensors(lambda tensor: tensor[rows], inputs)
 
 
+def kept_tokens(inputs: Inputs) -> Tensor | None:
+    """Return which tokens are no padding, bool [B, T]: the `attention_mask` of a dictionary of inputs; None without.
+
+    >>> kept_tokens({"attention_mask": torch.tensor([[1, 1, 0]])})
+    tensor([[ True,  True, False]])
+    """
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
 def to_device(inputs: Inputs, device: torch.device | str) -> Inputs:
     """Move every tensor to a device."""
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), inputs)
@@ -102,17 +112,25 @@ def join(parts: Sequence[Inputs]) -> Inputs:
     return map_leaves(lambda _: next(joined), first)
 
 
-def check_like(given: Inputs, expected: Inputs) -> None:
-    """Raise unless inputs have the structure, kinds of numbers and sizes per sample of others; names the leaf."""
+def check_like(given: Inputs, expected: Inputs, *, padded: bool = False) -> None:
+    """Raise unless inputs have the structure, kinds of numbers and sizes per sample of others; names the leaf.
+
+    Where samples are `padded` batch by batch, whole numbers such as token ids may be of any length.
+    """
     mine, theirs = dict(paths(given)), dict(paths(expected))
     for name in {**theirs, **mine}:
         if name not in mine or name not in theirs:
             what = "is missing" if name not in mine else "is not expected"
             raise TorchsliceError(f"{name} {what}: expected are {describe(expected)}, given {describe(given)}.")
         pair = (mine[name], theirs[name])
-        kinds = [isinstance(leaf, Tensor) and (leaf.shape[1:], leaf.is_floating_point()) for leaf in pair]
+        kinds = [isinstance(leaf, Tensor) and _kind(leaf, padded) for leaf in pair]
         if kinds[0] != kinds[1]:
             raise TorchsliceError(f"{name} must be like {describe(theirs[name])}, got {describe(mine[name])}.")
+
+
+def _kind(tensor: Tensor, padded: bool) -> tuple[Any, ...]:
+    numbers = tensor.is_floating_point()
+    return (tensor.dim() if padded and not numbers else tensor.shape[1:], numbers)
 
 
 def describe(thing: Any) -> str:

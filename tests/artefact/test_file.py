@@ -190,7 +190,7 @@ def test_a_changed_record_or_a_missing_tensor(file):
 
 def test_another_format(file):
     rewrite(file, lambda record: record.update(format_version=1))
-    with pytest.raises(TorchsliceError, match="has format version 1, and this torchslice reads 2; load it with"):
+    with pytest.raises(TorchsliceError, match="has format version 1, and this torchslice reads 3; load it with"):
         load(file)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from torchslice import data
 from torchslice.data import sources
+from torchslice.data.textfiles import TEXTS
 from torchslice.errors import TorchsliceError
 from torchslice.imports import import_torchvision
 
@@ -53,7 +54,7 @@ def test_the_seed_and_the_fraction_choose_the_validation_split():
 
 
 def test_names_lists_every_data_set():
-    assert data.names() == ["digits", "mnist", "fashion-mnist", "cifar10", "svhn", "cifar100"]
+    assert data.names() == ["digits", "mnist", "fashion-mnist", "cifar10", "svhn", "cifar100", *TEXTS]
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])

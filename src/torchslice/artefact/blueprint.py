@@ -11,10 +11,11 @@ tensors     name -> tensor, a shared one under its first name; one in an attribu
                 dtype, shape    "float32", [16, 3, 3, 3]
                 strides         of a dense tensor that is not contiguous, such as channels_last; null for any other
                 parameter, requires_grad
+configs     configurations of transformers, each once: class, attributes
 
 Numbers, text, booleans, null and lists stand for themselves. Any other value is an object with one key, its kind:
 tuple, set, frozenset, size, dict, ordered_dict, float (nan and infinity), dtype, device, name (of a class or function),
-enum, partial, tensor, weakref (to a tensor), module, method (of the module itself).
+enum, partial, tensor, weakref (to a tensor), module, method (of the module itself), config (its number).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import TorchsliceError
 from ..graph.record import check_model
-from .names import name_of, resolve
+from .names import is_config, name_of, resolve
 
 # What every module has is recorded as structure, not as attributes; what nn.Module.compile makes is left out.
 OWN = {*vars(nn.Module()), "_compiled_call_impl"}
@@ -60,7 +61,7 @@ def describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     check_model(model)
     describer = _Describer(model)
     signatures = {name: _signature(tensor) for name, tensor in describer.tensors.items()}
-    return {"modules": describer.modules, "tensors": signatures}, describer.tensors
+    return {"modules": describer.modules, "tensors": signatures, "configs": describer.configs}, describer.tensors
 
 
 class _Describer:
@@ -70,6 +71,8 @@ class _Describer:
         modules = dict(nn.Module.named_modules(model))
         self.paths = {id(module): path for path, module in modules.items()}
         self.tensors: dict[str, Tensor] = {}
+        self.configs: list[dict[str, Any]] = []
+        self._numbers: dict[int, int] = {}  # id of a configuration -> its place among them
         self._names: dict[tuple[Any, ...], str] = {}
         called = {path: f"module {path!r} ({type(module).__name__})" for path, module in modules.items() if path}
         called[""] = f"the {type(model).__name__}"
@@ -154,6 +157,8 @@ class _Describer:
             return {"weakref": self._names.get(_identity(value()))}
         if isinstance(value, nn.Module) and id(value) in self.paths:
             return {"module": self.paths[id(value)]}
+        if is_config(kind):
+            return {"config": self.config(value, where)}
         if isinstance(value, type) or (inspect.isroutine(value) and not isinstance(value, types.MethodType)):
             return {"name": name_of(value, where)}
         raise TorchsliceError(
@@ -161,6 +166,16 @@ class _Describer:
             "text, tensors, sub-modules, containers of these, and classes and functions by name. Replace it by such "
             "data, or remove it."
         )
+
+    def config(self, value: Any, where: str) -> int:
+        """Return the number of a configuration of transformers, which many modules share."""
+        if id(value) not in self._numbers:
+            record: dict[str, Any] = {"class": name_of(type(value), f"the class of {where}")}
+            self._numbers[id(value)] = len(self.configs)
+            self.configs.append(record)
+            items = vars(value).items()
+            record["attributes"] = {name: self.value(entry, f"{where}, {name!r}") for name, entry in items}
+        return self._numbers[id(value)]
 
 
 def _identity(tensor: Tensor | None) -> tuple[Any, ...]:
@@ -203,6 +218,7 @@ def rebuild(blueprint: Mapping[str, Any], tensors: Mapping[str, Tensor], *, allo
     """
     builder = _Builder(blueprint, tensors, allow_import)
     model = builder.module("")
+    builder.make_configs(blueprint["configs"])
     for path, module in builder.modules.items():
         for name, value in builder.records[path]["attributes"].items():
             vars(module)[_checked(name)] = builder.attribute(module, name, value)
@@ -219,6 +235,7 @@ class _Builder:
             make = nn.Parameter if _of(bool, entry["parameter"]) else Tensor.requires_grad_
             self.tensors[name] = make(tensors[name], _of(bool, entry["requires_grad"]))
         self.unused = {*self.tensors}
+        self.configs: list[Any] = []
         self.modules: dict[str, nn.Module] = {}  # those that are complete, but for their attributes
         self.resolve = functools.cache(functools.partial(resolve, allow_import=allow_import))
 
@@ -241,6 +258,18 @@ class _Builder:
             module._modules[name] = None if target is None else build(target)
         self.modules[path] = module
         return module
+
+    def make_configs(self, records: Any) -> None:
+        """Make the configurations of transformers; they may hold each other."""
+        kinds = [self.subclass(object, record["class"]) for record in _of(list, records)]
+        if wrong := [kind for kind in kinds if not is_config(kind)]:
+            raise TorchsliceError(f"{wrong[0].__name__} is no configuration of transformers.")
+        self.configs = [object.__new__(kind) for kind in kinds]
+        for config, record in zip(self.configs, records, strict=True):
+            for name, value in record["attributes"].items():
+                if name.startswith("__") or inspect.isroutine(getattr(type(config), name, None)):
+                    raise TorchsliceError(f"{name!r} cannot be an attribute of a {type(config).__name__}.")
+                vars(config)[name] = self.value(value)
 
     def subclass(self, base: type, name: str) -> Any:
         found = self.resolve(name)
@@ -290,6 +319,7 @@ class _Builder:
             "name": self.resolve,
             "tensor": self.tensor,
             "module": self.modules.__getitem__,
+            "config": self.configs.__getitem__,
         }
         return read[kind](content)
 

@@ -1,11 +1,11 @@
 """A network in one file: safetensors for the numbers, JSON in its metadata for the rest; nothing in it is executed.
 
-The metadata key "torchslice" holds, beside the blueprint of the network (modules, tensors; see `blueprint`):
-    format_version                  2
+The metadata key "torchslice" holds, beside the blueprint of the network (modules, tensors, configs; see `blueprint`):
+    format_version                  3
     classes                         names of the logits in their order, or null
     slice                           names of the layers, or null; their masks are tensors called ".slice.LAYER"
     preprocessing, metrics, extension   plain data or null
-    versions                        of python, torchslice, torch, and of timm and torchvision where they are used
+    versions                        of python, torchslice, torch, and of the other packages that are used
     sha256                          over all of this and the bytes of every tensor
 """
 
@@ -30,8 +30,8 @@ from ..files import atomic_write, read_safetensors
 from ..slices import Slice
 from .blueprint import describe, is_dense, rebuild
 
-FORMAT_VERSION = 2
-PACKAGES = ("torchslice", "torch", "torchvision", "timm")
+FORMAT_VERSION = 3
+PACKAGES = ("torchslice", "torch", "torchvision", "timm", "transformers")
 ALLOWED = (
     "Classes must be different names; preprocessing, metrics and extension must be dictionaries of plain data: text, "
     "numbers, true or false, lists and dictionaries."
@@ -134,6 +134,8 @@ def _check_loads(record: Mapping[str, Any], tensors: Mapping[str, Tensor], masks
         for name, entry in record[part].items():
             if again[part].get(name) != entry:
                 raise TorchsliceError(f"cannot save the network: {name!r} would come back as {again[part].get(name)}.")
+    if again["configs"] != record["configs"]:
+        raise TorchsliceError("cannot save the network: its configuration would come back as another one.")
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
@@ -145,8 +147,8 @@ def load(path: str | Path, *, allow_import: bool = False) -> Artefact:
 
     Args:
         path: file written by `save`.
-        allow_import: permit classes and functions outside of torch, torchvision, timm and torchslice. Importing a
-            module runs its code, so a file from somebody else could choose what runs.
+        allow_import: permit classes and functions outside of torch, torchvision, timm, transformers and torchslice.
+            Importing a module runs its code, so a file from somebody else could choose what runs.
 
     >>> ts.save(small, folder / "pair.safetensors", classes=["3", "8"])
     >>> pair = ts.load(folder / "pair.safetensors")

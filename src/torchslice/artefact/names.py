@@ -1,7 +1,8 @@
 """Classes and functions by name: "package.module:Name".
 
-A file may name only what can do no harm: network modules and tensor functions of torch, torchvision, timm and
-torchslice. For anything else the user has to permit an import, which runs the code of the imported module.
+A file may name only what can do no harm: network modules and tensor functions of torch, torchvision, timm,
+transformers and torchslice, and configurations of transformers, whose constructors are not called either. For anything
+else the user has to permit an import, which runs the code of the imported module.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import torch
 from torch import nn
 
 from ..errors import TorchsliceError
-from ..imports import import_object, import_timm, import_torchvision
+from ..imports import import_object, import_timm, import_torchvision, import_transformers
 
 CLASSES = (
     *("torch.nn.modules", "torchvision.models", "torchvision.ops"),
     *("timm.layers", "timm.models", "torchslice.models"),
+    *("transformers.models", "transformers.activations", "transformers.pytorch_utils"),
 )
 # Not timm.models and torchvision.models: some of their functions read files and unpickle them.
 FUNCTIONS = ("torch.nn.functional", "torch._C._nn", "torchvision.ops", "timm.layers")
+IMPORTS = {"torchvision": import_torchvision, "timm": import_timm, "transformers": import_transformers}
 GENERATED = (torch.fx.GraphModule, torch.jit.ScriptModule)  # these turn text into code
 PART = r"(?!__)[^\W\d]\w*"  # an identifier that does not begin with two underscores
 NAME = re.compile(rf"(__main__|{PART}(\.{PART})*):{PART}(\.{PART})*")
@@ -55,8 +58,8 @@ def resolve(name: str, *, allow_import: bool) -> Any:
             )
         return import_object(name)
     package = home.partition(".")[0]
-    if package in ("torchvision", "timm"):
-        import_timm() if package == "timm" else import_torchvision()
+    if package in IMPORTS:
+        IMPORTS[package]()
     try:
         found = _find(importlib.import_module(home), path)
     except ImportError:
@@ -82,9 +85,16 @@ def _harmless(thing: Any) -> bool:
     """Whether a class or function of a known module was also defined in one, and is of a kind that files may name."""
     home = getattr(thing, "__module__", None) or ""
     if isinstance(thing, type):
-        return _inside(home, CLASSES) and issubclass(thing, (nn.Module, enum.Enum)) and not issubclass(thing, GENERATED)
+        kinds = issubclass(thing, (nn.Module, enum.Enum)) or is_config(thing)
+        return _inside(home, CLASSES) and kinds and not issubclass(thing, GENERATED)
     compiled = inspect.isbuiltin(thing) and home == "torch"  # such as conv2d in torch.nn.functional
     return inspect.isroutine(thing) and (compiled or _inside(home, FUNCTIONS))
+
+
+def is_config(kind: type) -> bool:
+    """Whether a class is a configuration of transformers, which is not imported for that."""
+    home = ("transformers.configuration_utils", "PreTrainedConfig")
+    return any((base.__module__, base.__name__) == home for base in kind.__mro__)
 
 
 def _inside(module: str, packages: tuple[str, ...]) -> bool:

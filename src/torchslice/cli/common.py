@@ -29,8 +29,11 @@ class Gates(StrEnum):
     drop = "drop"
 
 
-MODEL = "a built-in name (convnet, resnet18, ...), torchvision:NAME, timm:NAME or package.module:function"
-DATA = "A built-in name (digits, cifar10, ...), folder:PATH with one folder per class, or package.module:function"
+MODEL = "a built-in name (convnet, resnet18, ...), torchvision:NAME, timm:NAME, hf:PATH or package.module:function"
+DATA = (
+    "A built-in name (digits, cifar10, trec, ...), folder:PATH with one folder per class, csv:PATH with text and "
+    "label, or package.module:function"
+)
 SOURCE = "Folder of a run, file that torchslice saved, or a MODEL with --weights: " + MODEL
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL[0].upper() + MODEL[1:] + ".")]

@@ -11,6 +11,7 @@ import typer
 from .. import models
 from ..errors import TorchsliceError
 from ..graph.find import find_neurons
+from ..inputs import to_device
 from ..runs.recipe import fitting
 from ..runs.source import Opening
 from ..training.placement import choose_device
@@ -21,7 +22,9 @@ from .options import Part
 def neurons(
     model: common.Model,
     num_classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 10,
-    input_shape: Annotated[str, typer.Option(metavar="CxHxW", help="Shape of one input.")] = "3x32x32",
+    input_shape: Annotated[
+        str, typer.Option(metavar="CxHxW", help="Shape of one input; of texts their number of tokens.")
+    ] = "3x32x32",
     opening: Annotated[Opening, Part(only=("model_argument",))] = Opening(),
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",
@@ -34,11 +37,12 @@ def neurons(
     sizes, place = _shape(input_shape), choose_device(device)
     torch.manual_seed(seed)
     try:
-        example = torch.randn(2, *sizes, device=place)
+        texts = model.startswith("hf:") and len(sizes) == 1
+        example = models.random_texts(model, *sizes) if texts else torch.randn(2, *sizes)
     except RuntimeError as error:
         raise TorchsliceError(f"there is no memory for an example: input_shape was {input_shape!r}.") from error
     arguments = {"num_classes": num_classes, **fitting(model, example), **opening.model_arguments}
-    found = find_neurons(models.create(model, **arguments).to(place), example)
+    found = find_neurons(models.create(model, **arguments).to(place), to_device(example, place))
     result: dict[str, Any] = {
         "model": model,
         "arguments": arguments,
@@ -53,8 +57,11 @@ def neurons(
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    """Read a shape like 3x32x32."""
+    """Read a shape like 3x32x32, or a number."""
     parts = text.lower().split("x")
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise TorchsliceError(f"input_shape must be of the form 3x32x32 (channels, height, width), got {text!r}.")
+        raise TorchsliceError(
+            f"input_shape must be of the form 3x32x32 (channels, height, width), or of texts a number of "
+            f"tokens; got {text!r}."
+        )
     return tuple(map(int, parts))

@@ -40,7 +40,7 @@ def train(
     placement = common.check_training(context, training)
     training = replace(training, precision=placement.precision)
     options = opening.model_arguments, opening.data_options
-    recipe = settled(out, Recipe(model, absolute(data), method, training, *options, train_limit))
+    recipe = settled(out, Recipe(absolute(model), absolute(data), method, training, *options, train_limit))
     task = recipe.load_task(opening.data_dir)
     size = sum(parameter.numel() for parameter in recipe.check(task).parameters())
     run = Run.start(out, recipe, task, data_dir=opening.data_dir)

@@ -7,6 +7,7 @@ from .sources import load, names
 from .splits import Split, hold_out, limit
 from .stored import Stored
 from .task import Task, check_task, joined
+from .text import Texts, tokenizer_of, tokenizer_record
 
 __all__ = [
     "Images",
@@ -14,6 +15,7 @@ __all__ = [
     "Split",
     "Stored",
     "Task",
+    "Texts",
     "check_task",
     "hold_out",
     "joined",
@@ -21,4 +23,6 @@ __all__ = [
     "load",
     "names",
     "task",
+    "tokenizer_of",
+    "tokenizer_record",
 ]

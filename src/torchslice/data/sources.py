@@ -18,6 +18,8 @@ from .build import task
 from .folder import in_memory, read_folder
 from .images import Images
 from .task import Task
+from .text import Texts, tokenizer_record
+from .textfiles import TEXTS, Labelled, read_csv
 
 DIGITS = tuple("0123456789")
 
@@ -38,13 +40,16 @@ def load(
     download: bool = True,
     **options: Any,
 ) -> Task:
-    """Load a data set by name, "folder:PATH" or "package.module:function".
+    """Load a data set by name, "folder:PATH", "csv:PATH" or "package.module:function".
 
     `seed` draws the validation split from the training data; the test split never depends on it. `data_dir` holds the
     files of the named data sets (default: the environment variable TORCHSLICE_DATA, else ~/.cache/torchslice); missing
     ones are downloaded if `download`. A folder has one sub-folder per class, or these inside train, validation and
-    test; its options are those of `folder.read_folder`, such as `image_size`. A function gets the options and returns a
-    Task, for instance by `data.task`.
+    test; its options are those of `folder.read_folder`, such as `image_size`. A CSV file, or a folder with train.csv
+    and perhaps validation.csv and test.csv, has a header with the columns text and label. Data sets of texts take the
+    options `tokenizer` (a folder, or an object of transformers; on the command line an hf:PATH brings its own) and
+    `max_length` (tokens after which a text is cut). A function gets the options and returns a Task, for instance by
+    `data.task`.
 
     >>> load("digits")
     Task(digits: 10 classes, train: 1295 images of 1x8x8, validation: 143, test: 359)
@@ -53,6 +58,10 @@ def load(
     what = f"data set {name!r}"
     if kind == "folder":
         return call(read_folder, what, path=rest, seed=seed, validation_fraction=validation_fraction, **options)
+    if kind == "csv":
+        return call(
+            _read_csv, what, path=rest, split={"seed": seed, "validation_fraction": validation_fraction}, **options
+        )
     if rest:
         made = call(import_object(name), what, **options)
         if not isinstance(made, Task):
@@ -61,12 +70,12 @@ def load(
             )
         return made
     if name not in SOURCES:
-        raise unknown("data set", name, [*names(), "folder:PATH", "package.module:function"])
-    if options:
+        raise unknown("data set", name, [*names(), "folder:PATH", "csv:PATH", "package.module:function"])
+    if options and name not in TEXTS:
         raise TorchsliceError(f"{what} takes no options; got {', '.join(options)}.")
     where = Path(data_dir or os.environ.get("TORCHSLICE_DATA") or "~/.cache/torchslice").expanduser()
     split = {"seed": seed, "validation_fraction": validation_fraction}
-    return SOURCES[name](data_dir=where, download=download, split=split)
+    return call(SOURCES[name], what, data_dir=where, download=download, split=split, **options)
 
 
 @SOURCES.register("digits")
@@ -160,3 +169,37 @@ def cifar100(data_dir: Path, download: bool, split: dict[str, Any]) -> Task:
     if same != classes:
         raise TorchsliceError(f"the classes in {folder / 'test'} are not those in {folder / 'train'}.")
     return task(train, test=test, classes=classes, name="cifar100", **split)
+
+
+# -- texts --------------------------------------------------------------------------------------------------------
+def _tokenised(
+    parts: dict[str, Labelled], name: str, split: dict[str, Any], tokenizer: Any, max_length: int | None
+) -> Task:
+    """Return the task of texts and the names of their labels, per split; classes are in alphabetical order."""
+    classes = sorted({label for _, labels in parts.values() for label in labels})
+    splits: dict[str, Any] = {
+        part: Texts(tuple(texts), torch.tensor([classes.index(label) for label in labels]), max_length=max_length)
+        for part, (texts, labels) in parts.items()
+    }
+    made = task(**splits, classes=classes, name=name, **split)
+    return made if tokenizer is None else made.like(tokenizer_record(tokenizer))
+
+
+def _named_texts(
+    name: str,
+    *,
+    data_dir: Path,
+    download: bool,
+    split: dict[str, Any],
+    tokenizer: Any = None,
+    max_length: int | None = None,
+) -> Task:
+    return _tokenised(TEXTS[name](data_dir), name, split, tokenizer, max_length)
+
+
+def _read_csv(path: str, split: dict[str, Any], tokenizer: Any = None, max_length: int | None = None) -> Task:
+    return _tokenised(read_csv(Path(path).expanduser()), Path(path).stem, split, tokenizer, max_length)
+
+
+for _name in TEXTS:
+    SOURCES.register(_name)(partial(_named_texts, _name))

@@ -17,6 +17,7 @@ from ..errors import TorchsliceError
 from ..inputs import Inputs
 from ..registry import unknown
 from .splits import Split, limit
+from .text import Texts
 
 SPLITS = ("train", "validation", "test")
 
@@ -60,8 +61,9 @@ class Task:
 
     @property
     def example(self) -> Inputs:
-        """Two training samples as a model takes them, on the CPU."""
-        return next(iter(self.train.read([torch.arange(min(2, len(self.train)))])))
+        """Two training samples as a model takes them, on the CPU; of texts those that ask most of a model."""
+        rows = self.train.hardest if isinstance(self.train, Texts) else torch.arange(min(2, len(self.train)))
+        return next(iter(self.train.read([rows])))
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:

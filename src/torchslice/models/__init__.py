@@ -1,6 +1,7 @@
-"""Networks by name: built in for images of about 32x32, from torchvision and timm, or the user's own."""
+"""Networks by name: built in for images of about 32x32, from torchvision, timm and transformers, or the user's own."""
 
-from .catalogue import create, names
+from .catalogue import create, is_trained, names, random_texts
+from .huggingface import check_tokenizer
 from .weights import load_weights
 
-__all__ = ["create", "load_weights", "names"]
+__all__ = ["check_tokenizer", "create", "is_trained", "load_weights", "names", "random_texts"]

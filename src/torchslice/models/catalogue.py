@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import TorchsliceError, first_line
 from ..imports import call, import_object, import_timm, import_torchvision
 from ..registry import unknown
+from . import huggingface
 from .fast import Fast
 from .mobile import MobileNet
 from .plain import VGG16, ConvNet, LeNet, SimCNN
@@ -32,11 +34,12 @@ def create(spec: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
     """Make a new network, in training mode, with weights drawn from torch's random numbers.
 
     Args:
-        spec: a built-in name, "torchvision:NAME", "timm:NAME" or "package.module:function".
+        spec: a built-in name, "torchvision:NAME", "timm:NAME", "hf:PATH" (a folder of transformers, or a configuration)
+            or "package.module:function".
         num_classes: number of logits.
         arguments: the built-in networks take `channels` (of the input images) and `width` (a factor on their numbers of
-            channels), `fast` also `widths`; the others are called with `num_classes` and these. Weights are never
-            downloaded.
+            channels), `fast` also `widths`, those of "hf:PATH" what is in their configuration; the others are called
+            with `num_classes` and these. Weights are never downloaded.
 
     >>> create("resnet20", num_classes=100, width=0.5).classifier
     Linear(in_features=32, out_features=100, bias=True)
@@ -46,7 +49,7 @@ def create(spec: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
     arguments = {"num_classes": num_classes, **arguments}
     what = f"model {spec!r}"
     source, _, name = spec.partition(":")
-    own = name and source not in ("torchvision", "timm")
+    own = name and source not in ("torchvision", "timm", "hf")
     try:
         if own:
             model = call(import_object(spec), what, **arguments)
@@ -60,14 +63,34 @@ def create(spec: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
             if not timm.is_model(name):
                 raise unknown("timm model", name, timm.list_models())
             model = timm.create_model(name, pretrained=False, **arguments)
+        elif source == "hf":
+            model = huggingface.create(name, **arguments)
         elif spec in MODELS:
             model = call(MODELS[spec], what, **arguments)
         else:
-            raise unknown("model", spec, [*MODELS, "torchvision:NAME", "timm:NAME", "package.module:function"])
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise unknown(
+                "model", spec, [*MODELS, "torchvision:NAME", "timm:NAME", "hf:PATH", "package.module:function"]
+            )
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, OSError) as error:
         if own or isinstance(error, TorchsliceError):  # mistakes in the user's function are shown as they are
             raise
         raise TorchsliceError(f"{what}: {first_line(error)}. See what its arguments are.") from error
     if not isinstance(model, nn.Module):
         raise TorchsliceError(f"{what} returned a {type(model).__name__}; it must return a torch.nn.Module.")
     return model
+
+
+def random_texts(spec: str, tokens: int) -> dict[str, torch.Tensor]:
+    """Return two texts of so many random tokens, as a network of transformers takes them."""
+    known = huggingface.read_config(spec.partition(":")[2]).vocab_size
+    return {"input_ids": torch.randint(known, (2, tokens)), "attention_mask": torch.ones(2, tokens, dtype=torch.int64)}
+
+
+def is_trained(spec: str, num_classes: int) -> bool:
+    """Whether a network by name comes trained for so many classes: a classifier in a folder of transformers.
+
+    >>> is_trained("resnet18", 10)
+    False
+    """
+    source, _, path = spec.partition(":")
+    return source == "hf" and huggingface.is_trained(path, num_classes)

@@ -106,7 +106,7 @@ class Recipe:
 
     def load_task(self, data_dir: str | Path | None = None) -> Task:
         """Load the task; `data_dir` is where the files of the named data sets are."""
-        task = data.load(self.data, data_dir, seed=self.training.seed, **self.data_options)
+        task = prepared(self.model, data.load(self.data, data_dir, seed=self.training.seed, **self.data_options))
         return task if self.train_limit is None else task.limit(train=self.train_limit, seed=self.training.seed)
 
     def make_model(self, task: Task) -> nn.Module:
@@ -166,6 +166,16 @@ def make_model(spec: str, task: Task, arguments: Mapping[str, Any], *, seed: int
     return model
 
 
+def prepared(spec: str, task: Task) -> Task:
+    """Return a task with texts as tokens of the tokenizer that a network of transformers brings, if they have none."""
+    kind, _, path = spec.partition(":")
+    if kind != "hf" or not isinstance(task.train, data.Texts) or task.preprocessing is not None:
+        return task
+    record = data.tokenizer_record(path)
+    size = data.tokenizer_of(record).get_vocab_size()
+    return task.like({**record, "longest": models.check_tokenizer(path, size, record["longest"])})
+
+
 def check_name(model: str) -> None:
     """Raise for a network that is not built in, where that can be told without building one."""
     if ":" not in model and model not in models.names():
@@ -174,7 +184,7 @@ def check_name(model: str) -> None:
 
 def is_own(spec: str) -> bool:
     """Whether a name of a network or data set is that of a function of the user's."""
-    return ":" in spec and spec.partition(":")[0] not in ("torchvision", "timm", "folder")
+    return ":" in spec and spec.partition(":")[0] not in ("torchvision", "timm", "hf", "folder", "csv")
 
 
 def fitting(spec: str, example: Inputs) -> dict[str, Any]:
@@ -184,6 +194,6 @@ def fitting(spec: str, example: Inputs) -> dict[str, Any]:
 
 
 def absolute(name: str) -> str:
-    """Return the name of a data set with the path of a folder made absolute, so that it holds from everywhere."""
+    """Return the name of a network or data set with its path made absolute, so that it holds from everywhere."""
     kind, _, path = name.partition(":")
-    return f"folder:{Path(path).expanduser().resolve()}" if kind == "folder" else name
+    return f"{kind}:{Path(path).expanduser().resolve()}" if kind in ("folder", "csv", "hf") else name

@@ -18,11 +18,11 @@ from ..find.gates import GatedModel
 from ..find.semantic import ReachTheta, class_slices
 from ..graph.find import find_neurons
 from ..graph.neurons import Neurons
-from ..models import load_weights
+from ..models import is_trained, load_weights
 from ..slices import Slice
 from ..submodel import without_gates
 from ..training.placement import choose_device
-from .recipe import check_name, is_own, make_model
+from .recipe import check_name, is_own, make_model, prepared
 from .run import Run
 from .slicefile import SliceFile, digest_of_model
 
@@ -136,7 +136,7 @@ class Opening:
             network = run.network(task, device=device)
             return Source(name, network, task, task, words, is_own(recipe.model), slice_file, run)
         if not path.is_file():
-            if path.suffix or len(path.parts) > 1:
+            if (path.suffix or len(path.parts) > 1) and not name.startswith("hf:"):
                 raise TorchsliceError(f"there is no file or folder {name}; name a run, a saved network, or a MODEL.")
             if data_name is not None:
                 check_name(name)
@@ -150,9 +150,12 @@ class Opening:
             about: dict[str, Any] = {"extension": saved.extension, "metrics": saved.metrics or {}}
         else:
             own, about = is_own(name), {}
-            if self.weights is None and not own:
-                raise TorchsliceError(f"{name} comes untrained; name the file of its weights: weights=FILE.")
-            given = task = self.load(data_name, seed=seed)
+            untrained = TorchsliceError(f"{name} comes untrained; name the file of its weights: weights=FILE.")
+            if self.weights is None and not own and not name.startswith("hf:"):
+                raise untrained
+            given = task = prepared(name, self.load(data_name, seed=seed))
+            if self.weights is None and not own and not is_trained(name, len(task.classes)):
+                raise untrained
             model = make_model(name, given, arguments, seed=seed)
             if self.weights is not None:
                 load_weights(model, self.weights)

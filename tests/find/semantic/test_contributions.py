@@ -168,7 +168,7 @@ def test_a_metric_that_cannot_be(register):
 
     with pytest.raises(TorchsliceError, match=r"term 'odd' of a metric has the parameters \(loss\); they may be act"):
         Metric((odd,))
-    with pytest.raises(TorchsliceError, match="not the last two at once"):
+    with pytest.raises(TorchsliceError, match="not gradient and contribution at once"):
         Metric((lambda gradient, contribution: gradient,))
     register("maps", (lambda activation: activation,))
     register("mean", (peak,), lambda mean: mean.mean(1))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import TorchsliceError
 from ...graph.neurons import Neurons
 from ...graph.record import check_model
+from ...inputs import kept_tokens
 from ...registry import unknown
 
 NARROW = 128  # from this many neurons on, the hidden layer of a gate has half as many units
@@ -25,8 +26,9 @@ NARROW = 128  # from this many neurons on, the hidden layer of a gate has half a
 class Gate(nn.Module):
     """The mask generator of modularizing while training (arXiv 2306.09376, section 3.1).
 
-    For a layer with input x: z = mean of x over its positions, h = relu(W1 z), m = relu(tanh(W2 h + b)), one value in
-    [0, 1) for every neuron of the layer. A gate counts as on when its value is above 0.
+    For a layer with input x: z = mean of x over its positions (of texts, the tokens that are no padding), h =
+    relu(W1 z), m = relu(tanh(W2 h + b)), one value in [0, 1) for every neuron of the layer. A gate counts as on when
+    its value is above 0.
 
     The channels of the layer's input lie on `axis`: 1 for a convolution, -1 for a linear layer. W1 and W2 start
     Kaiming-normal, b at 1.
@@ -42,13 +44,22 @@ class Gate(nn.Module):
             nn.init.kaiming_normal_(linear.weight, generator=generator)
         nn.init.ones_(self.excite.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the gate values of a layer's input, float32 [B, N], also inside autocast."""
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Return the gate values of a layer's input, float32 [B, N], also inside autocast.
+
+        Where the positions of x are tokens, `kept`, bool [B, T], says which are no padding.
+        """
         positions = [axis for axis in range(1, x.dim()) if axis != self.axis % x.dim()]
         with torch.autocast(x.device.type, enabled=False):
+            if kept is not None and self.axis == -1 and x.shape[:-1] == kept.shape:
+                z = torch.where(kept[:, :, None], x, 0).sum(1).float() / kept.sum(1, keepdim=True)
+                return self._values(z)
             # A sum, because its gradient needs no memory of the size of x, as that of a mean in another precision does.
             z = x.sum(positions).float() / math.prod(x.shape[axis] for axis in positions) if positions else x.float()
-            return self.excite(self.squeeze(z).relu()).tanh().relu()
+            return self._values(z)
+
+    def _values(self, z: Tensor) -> Tensor:
+        return self.excite(self.squeeze(z).relu()).tanh().relu()
 
 
 class GatedModel(nn.Module):
@@ -71,19 +82,20 @@ class GatedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the neurons of every gated layer multiplied by their gates."""
         self.gate_values = {}
+        kept = kept_tokens(kwargs)
         with ExitStack() as hooks:
             for name, gate in zip(self.layers, self.gates, strict=True):
-                for handle in self._hook(name, gate):
+                for handle in self._hook(name, gate, kept):
                     hooks.enter_context(handle)
             return self.model(*args, **kwargs)
 
-    def _hook(self, name: str, gate: nn.Module) -> list[Any]:
+    def _hook(self, name: str, gate: nn.Module, kept: Tensor | None) -> list[Any]:
         """Let a layer's gate read its input, and mask its neurons and their followers."""
         layer = self.neurons.layers[name]
         run: dict[str, Tensor] = {}  # the gate values of the run of the layer that is under way, float32 [B, N]
 
         def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            run["mask"] = mask = gate(args[0])
+            run["mask"] = mask = gate(args[0], kept)
             before = self.gate_values.get(name)
             self.gate_values[name] = mask if before is None else torch.maximum(before, mask)
 

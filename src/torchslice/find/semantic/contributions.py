@@ -22,7 +22,7 @@ from ...errors import TorchsliceError
 from ...graph.activations import Activations, Seen, find_activations, reading
 from ...graph.neurons import Neurons
 from ...graph.views import view_of
-from ...inputs import Inputs, device_of, join, map_tensors, tensors
+from ...inputs import Inputs, device_of, join, kept_tokens, map_tensors, tensors
 from ...tables import table
 from ...training.progress import progress_bar
 from .deeplift import Rescaling, by_row, check_balance, check_rescale
@@ -108,8 +108,8 @@ def contributions(
     """Score every neuron of every sliceable layer for every class, in one pass over training samples.
 
     The metrics are those of NeuSemSlice (arXiv 2407.20281); what they are exactly is our definition. With s(x) the mean
-    over positions of a neuron's activation after norm and activation function, and all means and variances over the
-    samples x of a class:
+    over positions (pixels, or tokens that are no padding) of a neuron's activation after norm and activation function,
+    and all means and variances over the samples x of a class:
 
         avg       mean of abs(s)
         var       population variance of s
@@ -280,9 +280,12 @@ def observe(
         parts = [(m * (x - x[-1:]))[:-1].flatten(1) for m, x in zip(of_inputs, tensors(inputs), strict=True)]
         check_balance(torch.cat(parts, 1).detach(), (own - logits[-1, labels]).detach())
     values: dict[Term, list[Tensor]] = {term: [] for term in terms}
+    tokens = kept_tokens(inputs)
     for layer in where.chains:
         a = by_position(seen.values[layer], layer, where, count + rescale)
-        found = {"activation": a[:count]}
+        found: dict[str, Any] = {"activation": a[:count], "kept": None}
+        if tokens is not None and all(use.shape[:-1] == tokens.shape for use in seen.values[layer]):
+            found["kept"] = tokens[:, None].repeat(1, 1, len(seen.values[layer]))  # [B, 1, P]
         if backward:
             found["gradient"] = m = by_position(gradients[layer], layer, where, count + rescale)
         if rescale:

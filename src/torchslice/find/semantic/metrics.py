@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...errors import TorchsliceError
@@ -26,7 +27,8 @@ class Metric:
     Args:
         terms: functions of one batch of one layer, each -> [B, N]. They read what their parameters are named after,
             float [B, N, P]: `activation` a; `gradient` dL/da, L = cross entropy on the true class; `contribution`, by
-            DeepLIFT, to the logit of the true class.
+            DeepLIFT, to the logit of the true class. `kept` is bool [B, 1, P] where positions are tokens: those that
+            are no padding; else None.
         score: turns the means of the terms, float64 [C, N] each, into scores [C, N]; that of a single term is one.
 
     >>> peak = Metric((lambda activation: activation.amax(-1),))  # METRICS.register("peak")(peak) makes it known
@@ -39,10 +41,11 @@ class Metric:
         apart = {"gradient", "contribution"}
         for term in self.terms:
             names = reads(term)
-            if not names or not names <= {"activation", *apart} or names >= apart:
+            if names <= {"kept"} or not names <= {"activation", "kept", *apart} or names >= apart:
                 raise TorchsliceError(
                     f"term {term.__name__!r} of a metric has the parameters ({', '.join(sorted(names))}); they may be "
-                    "activation, gradient, contribution, but not the last two at once: use two terms for that."
+                    "activation, gradient, contribution, kept, but not gradient and contribution at once: use two "
+                    "terms for that."
                 )
 
 
@@ -54,24 +57,33 @@ def reads(term: Term) -> set[str]:
     return set(inspect.signature(term).parameters)
 
 
-def spatial_mean(activation: Tensor) -> Tensor:
+def mean_over(values: Tensor, kept: Tensor | None) -> Tensor:
+    """Return the mean over the positions, or over those that are kept.
+
+    >>> mean_over(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[True, True, False]]]))
+    tensor([[1.5000]])
+    """
+    return values.mean(-1) if kept is None else torch.where(kept, values, 0).sum(-1) / kept.sum(-1)
+
+
+def spatial_mean(activation: Tensor, kept: Tensor | None = None) -> Tensor:
     """Return s, the mean over the positions."""
-    return activation.mean(-1)
+    return mean_over(activation, kept)
 
 
-def magnitude(activation: Tensor) -> Tensor:
+def magnitude(activation: Tensor, kept: Tensor | None = None) -> Tensor:
     """Return abs(s)."""
-    return activation.mean(-1).abs()
+    return mean_over(activation, kept).abs()
 
 
-def square(activation: Tensor) -> Tensor:
+def square(activation: Tensor, kept: Tensor | None = None) -> Tensor:
     """Return s^2 in float64."""
-    return activation.mean(-1).double().square()
+    return mean_over(activation, kept).double().square()
 
 
-def sensitivity(activation: Tensor, gradient: Tensor) -> Tensor:
+def sensitivity(activation: Tensor, gradient: Tensor, kept: Tensor | None = None) -> Tensor:
     """Return the size of the loss's first-order change when the neuron is held at zero: abs(mean of a * dL/da)."""
-    return (activation * gradient).mean(-1).abs()
+    return mean_over(activation * gradient, kept).abs()
 
 
 def logit_change(contribution: Tensor) -> Tensor:
