@@ -260,6 +260,7 @@ class Reusing(Part):
     def artefact(self, sliced: Sliced) -> float:
         """Return the seconds from a trained network in memory to the artefact of two classes, written and read back."""
         options = {"classes": self.task.classes[:2], "recalibration_samples": self.settings.recalibration_samples}
+        options["tune"] = False
         with tempfile.TemporaryDirectory() as folder:
             path, started = Path(folder) / "pair.safetensors", time.perf_counter()
             neurons = neurons_of(sliced.neurons.model, self.task)

@@ -28,7 +28,7 @@ def main() -> None:
         optimizer.step()
     model.eval()
 
-    pair = ts.reuse(neurons, task, slices, classes=["3", "8"])
+    pair = ts.reuse(neurons, task, slices, classes=["3", "8"], tune=False)
     print(f"the whole network, all classes:    {ts.accuracy(model, task)}")
     print(f"the sub-model of 3 and 8, as cut:  {ts.accuracy(pair.model, task.restrict(pair.classes))}")
 

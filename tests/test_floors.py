@@ -23,7 +23,7 @@ FLOORS = (
     GROUND,
     ("graph", "models", "data"),
     ("cut", "training"),
-    ("budget",),
+    ("budget", "reused"),
     ("find.gates", "find.semantic", "find.subtasks", "judge", "maintain", "artefact"),
     ("submodel",),
     ("runs",),

@@ -52,14 +52,7 @@ def fit_budget(
     >>> 0.4 < ts.retention(neurons, slice_).built_mac <= 0.5
     True
     """
-    given = zip(BUDGETS, (mac_retention, param_retention, latency_ms), strict=True)
-    budgets = {name: value for name, value in given if value is not None}
-    if len(budgets) != 1:
-        raise TorchsliceError(f"give one budget, such as mac_retention=0.2; got {', '.join(budgets) or 'none'}.")
-    (name, most), *_ = budgets.items()
-    if not (most > 0 and (name == "latency_ms" or most <= 1)):
-        allowed = "above 0" if name == "latency_ms" else "in (0, 1]"
-        raise TorchsliceError(f"{name} must be {allowed}, got {most}.")
+    name, most = the_budget(mac_retention, param_retention, latency_ms)
     if round_to < 1:
         raise TorchsliceError(f"round_to must be at least 1, got {round_to}.")
     logits = neurons.num_classes if classes is None else len(classes)
@@ -91,6 +84,21 @@ def fit_budget(
         )
     share = _largest(SHARES, lambda share: needs(part(share)) <= most)
     return part(share, _largest(len(layers), lambda wider: needs(part(share, wider)) <= most))
+
+
+def the_budget(
+    mac_retention: float | None, param_retention: float | None, latency_ms: float | None
+) -> tuple[str, float]:
+    """Return name and value of the one budget that is given; raise unless it is one, and can be."""
+    given = zip(BUDGETS, (mac_retention, param_retention, latency_ms), strict=True)
+    budgets = {name: value for name, value in given if value is not None}
+    if len(budgets) != 1:
+        raise TorchsliceError(f"give one budget, such as mac_retention=0.2; got {', '.join(budgets) or 'none'}.")
+    (name, most), *_ = budgets.items()
+    if not (most > 0 and (name == "latency_ms" or most <= 1)):
+        allowed = "above 0" if name == "latency_ms" else "in (0, 1]"
+        raise TorchsliceError(f"{name} must be {allowed}, got {most}.")
+    return name, most
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

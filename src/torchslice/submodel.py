@@ -1,98 +1,120 @@
-"""From a trained network to the sub-model of some classes: fold its gates, if any, cut, recalibrate, fine-tune.
+"""From a trained network to the sub-model of some classes: choose its neurons, cut, recalibrate, tune, calibrate.
 
 Shapes: k chosen classes, N neurons of a layer.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
+from .budget import fit_budget, the_budget
 from .cut.extract import extract
 from .data import Task
 from .errors import TorchsliceError
 from .find.gates import GatedModel, statistics
+from .find.semantic import Contributions, contributions
 from .graph.find import find_neurons
 from .graph.neurons import Neurons
+from .inputs import device_of
 from .judge import calibrate, predict, try_recalibration
+from .rankings import Ranking, by_best_rank, by_mean_score
 from .registry import unknown
+from .reused import Reused, warnings_of
 from .slices import Slice, union
-from .training import Training, finetune
+from .training import Training, accuracy, accuracy_of, cost, finetune
+from .training import latency_ms as measured
 
 GATES = ("fold", "drop")
-
-
-@dataclass(frozen=True)
-class Reused:
-    """A sub-model, and the networks that it was on the way. `save` needs nothing beside it.
-
-    `classes` are in the order of the logits, `slice` is the union of their slices, of the network that was given.
-    `networks` maps "extracted", "recalibrated" and, if it was asked for, "fine-tuned" to the network after that step;
-    `kept` names the one that is best on the validation samples, and `best_epoch` the epoch of fine-tuning that was kept
-    (0 is before it, None is without it). `model` is the kept network with its logits divided by `temperature` (None
-    where the logits are no layer's output, and stay as they are).
-    """
-
-    model: nn.Module = field(repr=False)
-    classes: tuple[str, ...]
-    slice: Slice
-    networks: dict[str, nn.Module] = field(repr=False)
-    kept: str
-    temperature: float | None
-    best_epoch: int | None
-    preprocessing: dict[str, Any] | None = field(repr=False)
+TUNING = Training(epochs=10, learning_rate=0.1)
+REPEATS = 7  # measurements of a latency
+MINUTE = 1.6e12  # multiply-accumulates that a core of 2024 does in a minute of training
 
 
 def reuse(
     network: Neurons | GatedModel,
     task: Task,
-    slices: Mapping[str, Slice],
+    by: Contributions | Mapping[str, Ranking] | Mapping[str, Slice] | None = None,
     *,
     classes: Sequence[str],
+    mac_retention: float | None = None,
+    param_retention: float | None = None,
+    latency_ms: float | None = None,
+    round_to: int = 8,
     gates: str = "fold",
+    tune: bool = True,
     training: Training | None = None,
     recalibration_samples: int = 5000,
     seed: int = 0,
+    progress: bool = True,
 ) -> Reused:
     """Make the sub-model of some classes from a trained network, which is not changed.
 
-    Gates leave the network, the union of the classes' slices is cut out, and batch-norm statistics are computed again,
-    which is undone if it costs accuracy on validation samples. With `training`, the sub-model is fine-tuned. Last its
-    logits are calibrated, see `judge.calibrate`. All this uses samples of these classes alone.
+    Gates leave the network, its most useful neurons for these classes are cut out, and batch-norm statistics are
+    computed again, which is undone if it costs accuracy on validation samples. Then the sub-model is tuned, about a
+    minute on one core, and the best epoch on validation samples is kept. Last its logits are calibrated, see
+    `judge.calibrate`. All this uses samples of these classes alone.
 
     Args:
         network: the neurons of a trained network, or a trained network with gates.
         task: what it was trained on, all classes.
-        slices: one per class, from `gates.class_slices` or `semantic.class_slices`.
+        by: what says which neurons the classes need. With a budget contributions, which are measured if there are none,
+            or the class rankings of sub-task training; without one the class slices, whose union is cut out.
         classes: names of at least two; the sub-model has them in the order of `task`.
+        mac_retention, param_retention, latency_ms, round_to: the budget, see `budget.fit_budget`.
         gates: what becomes of them, see `without_gates`.
-        training: of fine-tuning, whose epoch is chosen on validation samples.
+        tune: False leaves the tuning out.
+        training: of the tuning, by default `a_minute`.
         recalibration_samples: at most so many training samples, drawn by the `seed`, give the batch-norm statistics.
+        seed: also of the default tuning, and of the samples that contributions are measured on.
 
-    >>> pair = reuse(neurons, task, slices, classes=["3", "8"], training=quick)
-    >>> pair.classes
-    ('3', '8')
+    Raises TorchsliceError for one class alone, one without training samples, a budget that these classes cannot meet,
+    and class slices with a budget: they have no order.
+
+    >>> pair = reuse(neurons, task, classes=["3", "8"], mac_retention=0.3, training=quick, progress=False)
+    >>> pair.classes, pair.costs["sub-model"].macs <= 0.3 * pair.costs["whole"].macs
+    (('3', '8'), True)
     >>> ts.save(pair, folder / "pair.safetensors")
     """
+    started = time.perf_counter()
+    if training is not None and not tune:
+        raise TorchsliceError("training= plays no part with tune=False; leave one of them out.")
     indices = sorted(task.class_indices(classes))
     names = [task.classes[i] for i in indices]
     if len(names) < 2:
         raise TorchsliceError(f"a sub-model needs at least two classes, got {names[0]!r} alone; add one to it.")
-    if missing := [name for name in names if name not in slices]:
-        raise TorchsliceError(f"there is no slice for class {missing[0]!r}; slices: {', '.join(slices)}.")
-    sub_task, slice_ = task.restrict(names), union(slices[name] for name in names)
+    if absent := [name for name, i in zip(names, indices, strict=True) if not (task.train.labels == i).any()]:
+        raise TorchsliceError(f"class {absent[0]!r} has no training sample in {task.name}; leave it out.")
+    if budget := any(most is not None for most in (mac_retention, param_retention, latency_ms)):
+        the_budget(mac_retention, param_retention, latency_ms)  # says what is wrong with it
+    sub_task = task.restrict(names)
     plain = without_gates(network, sub_task, gates=gates)
+    if budget:
+        ranking = _ranking(plain, task, by, indices, seed=seed, progress=progress)
+        slice_ = fit_budget(
+            plain,
+            ranking,
+            classes=indices,
+            mac_retention=mac_retention,
+            param_retention=param_retention,
+            latency_ms=latency_ms,
+            round_to=round_to,
+        )
+    else:
+        slice_ = union(_slices(by, names))
     extracted = extract(plain, slice_, classes=indices)
     recalibrated, best, logits = try_recalibration(
         extracted, sub_task, samples=recalibration_samples, seed=seed, output=plain.output
     )
     networks = {"extracted": extracted, "recalibrated": recalibrated}
     kept, best_epoch = "recalibrated" if best is recalibrated else "extracted", None
-    if training:
+    if tune:
+        if training is None:
+            training = a_minute(cost(best, plain.example).macs, len(sub_task.train))
+            training = replace(training, seed=seed, progress=progress, device=str(device_of(best)))
         tuned = finetune(best, sub_task, training, output=plain.output)
         networks["fine-tuned"], best_epoch, kept = tuned.model, tuned.kept, "fine-tuned"
         logits = predict(tuned.model, sub_task, "validation", output=plain.output)
@@ -100,7 +122,77 @@ def reuse(
     with suppress(TorchsliceError):  # raised where the logits are no layer's output
         neurons = find_neurons(model, plain.example, classes=names, output=plain.output)
         model, temperature = calibrate(neurons, sub_task, logits=logits)
-    return Reused(model, tuple(names), slice_, networks, kept, temperature, best_epoch, task.preprocessing)
+    seconds = time.perf_counter() - started
+    labels, original = sub_task.validation.labels, network.model if isinstance(network, Neurons) else network
+    whole = accuracy_of(predict(original, sub_task, "validation", output=plain.output)[:, indices], labels)
+    scores = {step: accuracy(net, sub_task, "validation", output=plain.output) for step, net in networks.items()}
+    both = {"whole": plain.model, "sub-model": model}
+    remedies = ("a larger budget" if budget else "larger slices", "more epochs of tuning" if tune else "tuning")
+    return Reused(
+        model=model,
+        classes=tuple(names),
+        slice=slice_,
+        networks=networks,
+        kept=kept,
+        temperature=temperature,
+        best_epoch=best_epoch,
+        preprocessing=task.preprocessing,
+        accuracy={"whole": whole, **scores},
+        costs={name: cost(net, plain.example) for name, net in both.items()},
+        latency=measured(both, plain.example, repeats=REPEATS),
+        seconds=seconds,
+        warnings=warnings_of(sub_task.classes, whole, scores[kept], labels, remedies),
+    )
+
+
+def a_minute(macs: int, samples: int) -> Training:
+    """Return a training of so many samples that takes a core about a minute, where that is 1 to 10 epochs.
+
+    Forward and back, a sample takes three times the `macs` of a forward pass.
+
+    >>> a_minute(macs=5_000_000, samples=10_000).epochs, a_minute(macs=10**9, samples=10_000).epochs
+    (10, 1)
+    """
+    return replace(TUNING, epochs=min(TUNING.epochs, max(1, round(MINUTE / (3 * macs * samples)))))
+
+
+def _slices(by: object, names: Sequence[str]) -> list[Slice]:
+    """Return the slices of some classes."""
+    found = _of_classes(by, names) if isinstance(by, Mapping) else []
+    if not found or not all(isinstance(of, Slice) for of in found):
+        raise TorchsliceError(
+            "how much is to be kept? Give a budget, such as mac_retention=0.2, or the slices of the classes."
+        )
+    return found
+
+
+def _ranking(neurons: Neurons, task: Task, by: object, indices: list[int], *, seed: int, progress: bool) -> Ranking:
+    """Return the order in which the neurons serve some classes."""
+    names = [task.classes[i] for i in indices]
+    if isinstance(by, Mapping):
+        found = _of_classes(by, names)
+        if not all(isinstance(of, Ranking) for of in found):
+            raise TorchsliceError(
+                "class slices have no order by which a budget could choose; give contributions(neurons, task), the "
+                "class rankings of sub-task training, or nothing."
+            )
+        return by_best_rank(found)
+    if by is None:
+        whole = extract(neurons, neurons.full(), classes=indices).eval()
+        neurons, task = find_neurons(whole, neurons.example, output=neurons.output), task.restrict(names)
+        by = contributions(neurons, task, correct_only=False, seed=seed, progress=progress)
+        indices = [*range(len(names))]
+    if not isinstance(by, Contributions):
+        raise TorchsliceError(f"a budget needs contributions or class rankings, got {type(by).__name__}.")
+    by.check_of(neurons, task)
+    scores = by["taylor"] if "taylor" in by.metrics else by[by.the_metric(None)]
+    return by_mean_score({layer: of[indices] for layer, of in scores.items()})
+
+
+def _of_classes(by: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    if missing := [name for name in names if name not in by]:
+        raise TorchsliceError(f"there is nothing for class {missing[0]!r}; there is for {', '.join(by)}.")
+    return [by[name] for name in names]
 
 
 def without_gates(network: Neurons | GatedModel, task: Task, *, gates: str = "fold") -> Neurons:

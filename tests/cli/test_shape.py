@@ -48,9 +48,10 @@ TABLE = {
         **{"neuron_fraction": None, "taper": None, "gates": "fold", **OUT, **RUNNING},
     },
     "extract": {
-        **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": 0, "gates": "fold"},
-        **{name: default for name, default in TRAINING.items() if name not in ("epochs", "warmup_fraction")},
-        **{"learning_rate": 0.01, "json": False},
+        **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": None, "gates": "fold"},
+        **{"mac_retention": None, "param_retention": None, "latency_ms": None, "round_to": 8},
+        **{name: default for name, default in TRAINING.items() if name != "epochs"},
+        **{"learning_rate": 0.1, "json": False},
     },
     "restructure": {
         **{**SOURCE, **OPENING, **OUT, "method": "lamp", "param_retention": None, "mac_retention": None},

@@ -77,16 +77,16 @@ def test_from_any_source_to_slices_to_a_sub_model_to_its_accuracy(torchslice, so
     result = torchslice("slice", *sources[source], "--out", found, "--theta", 0.8, *FEW, *CPU)
     assert result.code == 0, result.err
     assert f"--slices {found} --classes 0,1 --out part.safetensors" in result.out
-    words = (*sources[source], "--classes", "8,3", "--slices", found, "--out", out, *CPU)
+    words = (*sources[source], "--classes", "8,3", "--slices", found, "--finetune", 0, "--out", out, *CPU)
     figures = torchslice("extract", *words, "--json").json
     assert figures["classes"] == ["3", "8"] and figures["best_epoch"] is None
-    assert list(figures["validation_accuracy"]) == ["whole, restricted", "extracted", "recalibrated"]
+    assert list(figures["validation_accuracy"]) == ["whole", "extracted", "recalibrated"]
     neurons, task = neurons_of(standard)
     scores = ts.semantic.contributions(neurons, task, samples_per_class=20, progress=False)
     slices = ts.semantic.class_slices(neurons, task, scores, strategy=ts.semantic.ReachTheta(0.8), progress=False)
-    made, small = ts.reuse(neurons, task, slices, classes=["3", "8"]), ts.load(out)
+    made, small = ts.reuse(neurons, task, slices, classes=["3", "8"], tune=False), ts.load(out)
     assert figures["neuron_retention"] == made.slice.neuron_retention < 1 and small.slice == made.slice
-    assert figures["full"]["parameters"] == ts.judge.cost(neurons.model, task.example).parameters
+    assert figures["whole"]["parameters"] == ts.judge.cost(neurons.model, task.example).parameters
     assert small.classes == ("3", "8") and small.preprocessing == task.preprocessing
     with torch.no_grad():
         assert torch.equal(small.model(task.example), made.model(task.example))
@@ -99,7 +99,7 @@ def test_from_any_source_to_slices_to_a_sub_model_to_its_accuracy(torchslice, so
 
 def test_slices_are_found_where_there_are_none(torchslice, sources, tmp_path):
     out = tmp_path / "pair.safetensors"
-    result = torchslice("extract", *sources["artefact"], "--classes", "3,8", "--out", out, *CPU)
+    result = torchslice("extract", *sources["artefact"], "--classes", "3,8", "--finetune", 0, "--out", out, *CPU)
     assert result.code == 0 and "contributions" in result.err
     torchslice("extract", *sources["run"], "--classes", "3,8", "--out", tmp_path / "x").refused(
         "no slices yet", "torchslice slice", "--by contribution"
@@ -110,7 +110,7 @@ def test_fine_tuning_and_dropped_gates(torchslice, gates, copy_of, tmp_path):
     folder, folded, dropped = copy_of(gates), tmp_path / "folded.safetensors", tmp_path / "dropped.safetensors"
     assert torchslice("slice", folder, *CPU).code == 0
     common = ("extract", folder, "--classes", "3,8", *CPU, "--json", "--out")
-    assert torchslice(*common, folded).json["epochs"] == 0
+    assert torchslice(*common, folded, "--finetune", 0).json["best_epoch"] is None
     options = ("--gates", "drop", "--finetune", 1, "--learning-rate", 0.02, "--optimizer", "adamw")
     tuned = torchslice(*common, dropped, *options).json
     assert "fine-tuned" in tuned["validation_accuracy"] and tuned["best_epoch"] in (0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -44,6 +45,7 @@ def evaluate(
             given[", ".join(known.classes)] = accuracy(answering, task.restrict(known.classes)).overall
     size, times = cost(model, task.example), latency(model, task.example)
     kept = {key: opened.metrics[key] for key in KEPT if key in opened.metrics}
+    made = {key: opened.metrics[key] for key in ("validation_accuracy", "kept", "warnings") if key in opened.metrics}
     per_class = dict(zip(task.classes, score.per_class, strict=True))
     result = {
         "source": source,
@@ -54,6 +56,7 @@ def evaluate(
         **({"task_accuracy": given} if given else {}),
         **asdict(size),
         **kept,
+        **made,
         "latency": {str(batch): asdict(time) for batch, time in times.items()},
     }
     lines = [
@@ -63,5 +66,13 @@ def evaluate(
         str(size),
         *([", ".join(f"{percent(value)} {key.replace('_', ' ')}" for key, value in kept.items())] if kept else []),
         *map(str, times.values()),
+        *([_when_made(**made)] if len(made) == 3 else []),
     ]
     common.emit(result, "\n".join(lines), as_json=as_json)
+
+
+def _when_made(validation_accuracy: Mapping[str, float], kept: str, warnings: Sequence[str]) -> str:
+    """Write what was known of a sub-model when it was made."""
+    own, whole = percent(validation_accuracy[kept]), percent(validation_accuracy["whole"])
+    first = f"when it was made: {own} of the validation samples, the whole network on these classes {whole}"
+    return "\n".join([first, *(f"Warning: {warning}" for warning in warnings)])
