@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -67,24 +67,23 @@ class Settings(Scale):
 
 def families(library: str, largest: int) -> dict[str, Any]:
     """Return the member with fewest parameters of every family (a module of the library), up to a size."""
-    names: dict[str, list[str]] = {}
+    sizes: dict[str, dict[str, int]] = {}  # by family and name
     if library == "timm":
         timm = import_timm()
-        names = {family: timm.list_models(module=family) for family in timm.list_modules()}
+        for family in timm.list_modules():
+            for name in timm.list_models(module=family, exclude_filters="test_*"):  # which are toys
+                with torch.device("meta"):
+                    sizes.setdefault(family, {})[name] = size(timm.create_model(name))
     elif library == "torchvision":
         models = import_torchvision().models
         for name in models.list_models(module=models):
-            names.setdefault(models.get_model_builder(name).__module__.rpartition(".")[2], []).append(name)
-    members = [(name, name) for name in ARCHITECTURES if library == "transformers"]
-    for family, candidates in names.items():
-        sizes = {}
-        for name in candidates:
-            if not name.startswith("test_"):  # timm's toys
-                with torch.device("meta"):
-                    sizes[name] = size(ts.models.create(f"{library}:{name}", num_classes=1000))
-        if sizes and min(sizes.values()) <= largest:
-            members.append((family, min(sizes, key=lambda name: sizes[name])))
-    return {"members": [{"data": library, "model": name, "family": family} for family, name in members]}
+            family = models.get_model_builder(name).__module__.rpartition(".")[2]
+            sizes.setdefault(family, {})[name] = models.get_model_weights(name).DEFAULT.meta["num_params"]
+    else:
+        sizes = {name: {name: 0} for name in ARCHITECTURES}
+    smallest = [(family, min(of, key=lambda name: of[name])) for family, of in sizes.items()]
+    members = [Member(library, name, family) for family, name in smallest if sizes[family][name] <= largest]
+    return {"members": [asdict(member) for member in members]}
 
 
 def size(model: nn.Module) -> int:
@@ -188,8 +187,7 @@ def prune(model: nn.Module, example: Inputs) -> tuple[nn.Module, dict[str, Tenso
     wide = logits(other, example).shape[1]
     last = [module for module in names if wide in (getattr(module, key, 0) for key in ("out_features", "out_channels"))]
     removed: dict[str, Tensor] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         pruner = tp.pruner.BasePruner(
             other, example, tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=last[-1:]
         )
@@ -360,7 +358,7 @@ HOW = (
 FEW = [
     ("torchvision", "squeezenet1_1", "squeezenet"),
     ("timm", "repghostnet_050", "repghost"),
-    ("transformers", "bert", "bert"),
+    ("transformers", "vit", "vit"),
 ]
 SETTINGS = {
     "smoke": Settings(tuple(Member(*names) for names in FEW), seeds=1, repeats=1),

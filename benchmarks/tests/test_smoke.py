@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import experiment, extend, mwt, readapt, restructure, reuse, slicing, speed, text, vit
+from benchmarks import conformance, experiment, extend, mwt, readapt, restructure, reuse, slicing, speed, text, vit
 from benchmarks.experiment import Benchmark
 from torchslice.data import load
 from torchslice.maintain import PRUNING
@@ -227,6 +227,16 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["ratio"] > 0 and row["what"] in page for row in rows)
     assert [row["against"][:6] for row in rows].count("captum") == 2
     assert asked == [(), speed.FOUR, ("deeplift",)] and "| what | against |" in page
+
+
+def test_conformance(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, page = smoke(conformance.BENCHMARK, monkeypatch)
+    assert [run["data"] for run in runs] == ["torchvision", "timm", "transformers"]
+    for run in runs:
+        assert run["outcome"] == "exact" and run["difference"] <= conformance.EXACT < 1e-3 < run["effect"], run
+        assert 0 < run["half"] < 1 and 0 < run["sliceable"] <= 1 and run["find_seconds"] > 0 < run["extract_seconds"]
+        assert run["model"] in page
+    assert {run["tp_outcome"] for run in runs} <= {"exact", "differs", "fails"} and runs[0]["tp_ratio"] > 0
 
 
 def test_networks_of_a_scale_are_loaded_as_they_say() -> None:

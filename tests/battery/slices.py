@@ -20,7 +20,8 @@ def few(neurons: Neurons, count: int) -> Slice:
 
 
 SLICES: dict[str, Callable[[Neurons], Slice]] = {
-    "half": lambda neurons: neurons.random(0.5, seed=1),
+    "half": lambda neurons: neurons.random(0.5, tied=False, seed=1),
+    "tied half": lambda neurons: neurons.random(0.5, seed=1),
     "tenth": lambda neurons: neurons.random(0.1, seed=2),
     "one": lambda neurons: few(neurons, 1),
     "three": lambda neurons: few(neurons, 3),

@@ -45,7 +45,7 @@ TABLE = {
         **{name: default for name, default in OPENING.items() if name != "slices"},
         **{"by": None, "frequency_threshold": 0.9, "metric": "taylor", "samples_per_class": 256},
         **{"strategy": "reach-theta", "theta": None, "slope": None, "criterion": None, "positions": None},
-        **{"neuron_fraction": None, "taper": None, "gates": "fold", **OUT, **RUNNING},
+        **{"neuron_fraction": None, "taper": None, "tied": True, "gates": "fold", **OUT, **RUNNING},
     },
     "extract": {
         **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": None, "gates": "fold"},

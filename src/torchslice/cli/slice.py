@@ -43,7 +43,7 @@ class StrategyName(StrEnum):
 #: What an option needs to play a part: another one, and its values.
 NEEDS = {
     "frequency_threshold": ("by", ("gates",)),
-    **dict.fromkeys(("metric", "samples_per_class", "strategy", "gates"), ("by", ("contribution",))),
+    **dict.fromkeys(("metric", "samples_per_class", "strategy", "tied", "gates"), ("by", ("contribution",))),
     **{
         field: ("strategy", tuple(name for name, kind in STRATEGIES.items() if field in {f.name for f in fields(kind)}))
         for kind in STRATEGIES.values()
@@ -97,6 +97,9 @@ def slice(
     positions: Annotated[str | None, _of("positions")] = None,
     neuron_fraction: Annotated[float | None, _of("neuron_fraction")] = None,
     taper: Annotated[float | None, _of("taper")] = None,
+    tied: Annotated[
+        bool, typer.Option("--tied/--untied", help="contribution: choose neurons that leave together as one.")
+    ] = True,
     gates: common.GatesOption = common.Gates.fold,
     force: common.Force = False,
     seed: common.Seed = 0,
@@ -145,7 +148,7 @@ def slice(
             scores = semantic.contributions(
                 neurons, opened.task, metric=metric, samples_per_class=samples_per_class, seed=seed
             )
-            slices = semantic.class_slices(neurons, opened.task, scores, strategy=chosen)
+            slices = semantic.class_slices(neurons, opened.task, scores, strategy=chosen, tied=tied)
         found, about = slices, {"found": slices.to_plain()}
         result |= slices.summary()
     about = {"by": by.value, **about}

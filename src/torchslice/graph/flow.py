@@ -10,7 +10,7 @@ Shapes: n channels of one tensor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +45,15 @@ class Step:
     where: str = ""
 
 
+def connected(links: Sequence[tuple[Ids, Ids]], count: int) -> Ids:
+    """Number the parts that links a[i] - b[i] join of `count` things, int [count]."""
+    if not links:
+        return np.arange(count)
+    a, b = (np.concatenate([ids.ravel() for ids in side]) for side in zip(*links, strict=True))
+    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
+
+
 @dataclass
 class Flow:
     """The channels and zeros of one model; built by the rules, asked by `Neurons`."""
@@ -71,11 +80,7 @@ class Flow:
 
     def wires(self) -> Ids:
         """Return the wire of every channel, int [count]."""
-        if not self.links:
-            return np.arange(self.count)
-        a, b = (np.concatenate(side) for side in zip(*self.links, strict=True))
-        graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(self.count, self.count))
-        return connected_components(graph, directed=False)[1]
+        return connected(self.links, self.count)
 
     def zeros(self, held: Mapping[str, Flags]) -> Zeros:
         """Follow the zeros that holding `held` (layer -> bool [n], True = held at zero) leaves behind.

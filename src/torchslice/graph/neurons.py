@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..inputs import Inputs, Output, device_of, run, to_device
 from ..registry import unknown
 from ..slices import Slice
 from .flow import Flow
+from .tied import closed, mean_scores, sets_of
 
 
 @dataclass(frozen=True)
@@ -121,20 +123,37 @@ class Neurons:
         """Return the empty slice."""
         return ~self.full()
 
-    def random(self, neuron_fraction: float, *, seed: int = 0) -> Slice:
+    @cached_property
+    def sets(self) -> dict[str, Tensor]:
+        """Which neurons leave together: the number of the set that each is in, {layer: int64 [N]}, see tied.py."""
+        return sets_of(self.flow, self.wires, self.layers)
+
+    def closed(self, slice_: Slice) -> Slice:
+        """Add to a slice all neurons that leave together with one in it, so that the network is as small as its slice.
+
+        >>> slices["3"] <= neurons.closed(slices["3"])
+        True
+        """
+        self.check(slice_)
+        return closed(self.sets, slice_)
+
+    def random(self, neuron_fraction: float, *, tied: bool = True, seed: int = 0) -> Slice:
         """Return a slice with a random fraction in (0, 1] of every layer's neurons, at least one each.
+
+        Args:
+            tied: choose neurons that leave together as one, so that the network is as small as its slice.
 
         >>> neurons.random(0.5)
         Slice(56 of 112 neurons, 50.0%, in 6 layers)
         """
         if not 0 < neuron_fraction <= 1:
             raise TorchsliceError(f"neuron_fraction must be in (0, 1], got {neuron_fraction}.")
-        generator = torch.Generator().manual_seed(seed)
-        masks = {}
-        for name, layer in self.layers.items():
-            kept = torch.randperm(layer.count, generator=generator)[: max(1, round(neuron_fraction * layer.count))]
-            masks[name] = torch.zeros(layer.count, dtype=torch.bool).index_fill_(0, kept, True)
-        return Slice(masks)
+        generator, masks = torch.Generator().manual_seed(seed), {}
+        places = {n: torch.randperm(layer.count, generator=generator).argsort() for n, layer in self.layers.items()}
+        for name, place in (mean_scores(self.sets, places) if tied else places).items():
+            kept = place.argsort(stable=True)[: max(1, round(neuron_fraction * len(place)))]
+            masks[name] = torch.zeros(len(place), dtype=torch.bool).index_fill_(0, kept, True)
+        return closed(self.sets, Slice(masks)) if tied else Slice(masks)
 
     def check(self, slice_: Slice) -> None:
         """Raise unless `slice_` is a slice of this model, as it is now, that keeps a neuron in every layer."""

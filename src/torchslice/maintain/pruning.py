@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import TorchsliceError
 from ..graph.neurons import Neurons
+from ..graph.tied import mean_scores
 from ..registry import Registry
 
 LAST_LAYER_FRACTION = 0.2  # of its weights, which Uniform+ keeps at least
@@ -91,22 +91,17 @@ def erk_counts(shapes: Mapping[str, torch.Size], count: int) -> dict[str, int]:
 def removal_order(neurons: Neurons, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the place of every neuron in the order in which neurons are given up, int64 [N] per layer.
 
-    Scores, at least 0, are divided by the Euclidean norm of their layer (Molchanov et al., arXiv 1611.06440, section
-    2.2). Coupled neurons share one place, by their mean score. The best neuron of every layer comes last, so that no
-    layer loses all.
+    Neurons that leave together share one place, by the mean of their scores, which are at least 0, see
+    `graph.tied.mean_scores`. The best neuron of every layer comes last, so that no layer loses all.
     """
-    wires = {name: neurons.wires[neurons.flow.ports[name].outs] for name in neurons.layers}
-    total = np.zeros(int(neurons.wires.max()) + 1)  # [wires]
-    members = np.zeros_like(total)
-    for name, at in wires.items():
-        np.add.at(total, at, of_unit_length(scores[name]).numpy())
-        np.add.at(members, at, 1)
-    mean = total / members.clip(min=1)
-    best = {int(at[mean[at].argmax()]) for at in wires.values()}
-    others = np.array(sorted({int(wire) for at in wires.values() for wire in at} - best), dtype=int)
-    place = np.full(len(total), len(others))
-    place[others[mean[others].argsort(kind="stable")]] = np.arange(len(others))
-    return {name: torch.from_numpy(place[at]) for name, at in wires.items()}
+    sets, means = neurons.sets, mean_scores(neurons.sets, scores)
+    at, flat = (torch.cat([of[name] for name in means]) for of in (sets, means))  # [all neurons]
+    mean = torch.full([int(at.max()) + 1], torch.inf, dtype=torch.float64).index_copy_(0, at, flat)  # [sets]
+    mean[[int(sets[name][score.argmax()]) for name, score in means.items()]] = torch.inf
+    order = mean.argsort(stable=True)
+    last = int(mean.isfinite().sum())
+    place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)).clamp(max=last))
+    return {name: place[sets[name]] for name in means}
 
 
 def checked_scores(neurons: Neurons, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,12 +114,6 @@ def checked_scores(neurons: Neurons, scores: Mapping[str, Tensor]) -> dict[str, 
                 f"layer {name!r} needs scores [{layer.count}] of at least 0, one for each neuron; got {given}."
             )
     return {name: scores[name] for name in neurons.layers}
-
-
-def of_unit_length(score: Tensor) -> Tensor:
-    """Divide the scores of a layer by their Euclidean norm, float64 on the CPU."""
-    score = score.double().cpu()
-    return score / score.norm().clamp(min=1e-300)
 
 
 def _highest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

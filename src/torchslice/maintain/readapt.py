@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ..data import Split, Task, hold_out, limit
 from ..errors import TorchsliceError
 from ..graph.neurons import Neurons
+from ..graph.tied import of_unit_length
 from ..inputs import Output
 from ..slices import Slice
 from ..training import Outcome, Training, accuracy, finetune
 from .partial import Computed, Partial
-from .pruning import checked_scores, of_unit_length
+from .pruning import checked_scores
 
 # Gradients of critical neurons are far larger than those of others; AdamW adjusts its steps to their size.
 TRAINING = Training(epochs=10, learning_rate=0.005, batch_size=64, optimizer="adamw")

@@ -34,6 +34,7 @@ from torchslice.find.semantic import (
     similarity,
 )
 from torchslice.find.semantic.strategies import groups_of, jaccard, tree
+from torchslice.graph.neurons import Neurons
 
 TASK = stripes()
 LAYERS = {"conv1": 8, "conv2": 6}
@@ -206,6 +207,37 @@ STRATEGIES = [
     *(ReachTheta(0.9), ReachTheta(0.99), ReachTheta(0.9, slope=0.0), ReachTheta(0.9, criterion="mass")),
     *(ReachTheta(0.9, positions="mean"), PerClass(0.5), PerLayer(0.5), PerLayer(0.25), Budget(0.3)),
 ]
+
+
+def residual_scores(seed: int) -> tuple[Neurons, Contributions]:
+    """Return the neurons of a residual network for TASK, and random contributions of them."""
+    model = lively(ts.models.create("resnet20", num_classes=3, channels=1, width=0.25))
+    neurons = ts.find_neurons(model, TASK.example)
+    generator = torch.Generator().manual_seed(seed)
+    scores = {name: torch.rand(3, layer.count, generator=generator) for name, layer in neurons.layers.items()}
+    return neurons, Contributions(TASK.classes, {"avg": scores}, torch.arange(3), torch.ones(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("strategy", [PerClass(0.5), PerLayer(0.4), Budget(0.3), ReachTheta(0.9, criterion="mass")])
+def test_tied_slices_give_networks_as_small_as_they_are(strategy):
+    neurons, scores = residual_scores(seed=1)
+    tied, untied = (
+        class_slices(neurons, TASK, scores, strategy=strategy, tied=tied, **QUIET) for tied in (True, False)
+    )
+    kept = [ts.retention(neurons, found["red"] | found["blue"]) for found in (tied, untied)]
+    assert kept[0].built_mac == pytest.approx(kept[0].mac) and kept[1].built_mac > 1.02 * kept[1].mac
+    assert all(slice_ == neurons.closed(slice_) <= tied.critical for slice_ in tied.values())
+
+
+def test_what_leaves_together_is_chosen_by_its_mean_score():
+    neurons, scores = residual_scores(seed=2)
+    stream = [name for name, layer in neurons.layers.items() if layer.coupled and layer.count == 4]
+    assert len(stream) == 4  # the stem and the ends of three blocks
+    of = scores["avg"]
+    mean = sum(of[name].double() / of[name].norm() for name in stream)
+    found = class_slices(neurons, TASK, scores, strategy=PerClass(0.25), **QUIET)
+    for label, slice_ in enumerate(found.values()):
+        assert {slice_[name].nonzero().item() for name in stream} == {int(mean[label].argmax())}
 
 
 def test_settings_make_a_difference_and_are_kept(neurons, scores):

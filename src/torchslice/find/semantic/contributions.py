@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from ...data.splits import rank_in_class
 from ...errors import TorchsliceError
 from ...graph.activations import Activations, Seen, find_activations, reading
 from ...graph.neurons import Neurons
+from ...graph.tied import mean_scores
 from ...graph.views import view_of
 from ...inputs import Inputs, device_of, join, kept_tokens, map_tensors, tensors
 from ...tables import table
@@ -76,6 +77,10 @@ class Contributions:
             others = f"to other classes than those of {task.name}"
             what = others if same_neurons else "of other neurons than the model's"
             raise TorchsliceError(f"these are contributions {what}; measure them again: contributions(neurons, task).")
+
+    def tied(self, neurons: Neurons) -> Contributions:
+        """Return them with one score for all neurons that leave together, see `graph.tied.mean_scores`."""
+        return replace(self, scores={metric: mean_scores(neurons.sets, of) for metric, of in self.scores.items()})
 
     def to_plain(self) -> dict[str, Any]:
         """Return the scores as JSON-able data."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from statistics import fmean
 from typing import Any
@@ -309,6 +309,7 @@ def class_slices(
     *,
     strategy: Strategy = ReachTheta(),
     metric: str | None = None,
+    tied: bool = True,
     seed: int = 0,
     batch_size: int = 128,
     progress: bool = True,
@@ -321,6 +322,7 @@ def class_slices(
         task: its training split is used, never another.
         scores: from `contributions(neurons, task)`, which is called if there are none, with the `seed`.
         metric: which of the scores; needed when there are several.
+        tied: choose neurons that leave together as one, by their mean score, so that networks are as small as slices.
 
     >>> semantic = class_slices(neurons, task, scores, strategy=ReachTheta(0.9), progress=False)
     >>> small = ts.extract(neurons, semantic["3"] | semantic["8"], classes=["3", "8"])
@@ -328,7 +330,12 @@ def class_slices(
     if scores is None:
         scores = contributions(neurons, task, metric=metric or "taylor", seed=seed, progress=progress)
     scores.check_of(neurons, task)
-    metric, found, positions = scores.the_metric(metric), None, strategy.compares
+    metric, alike, positions = scores.the_metric(metric), None, strategy.compares
+    scores = scores.tied(neurons) if tied else scores
     if positions is not None:
-        found = similarity(neurons, task, scores, positions=positions, batch_size=batch_size, progress=progress)
-    return strategy.choose(scores, metric, found)
+        alike = similarity(neurons, task, scores, positions=positions, batch_size=batch_size, progress=progress)
+    found = strategy.choose(scores, metric, alike)
+    if not tied:
+        return found
+    slices = {name: neurons.closed(slice_) for name, slice_ in found.items()}
+    return replace(found, slices=slices, critical=neurons.closed(found.critical))
