@@ -97,7 +97,7 @@ def make(library: str, name: str) -> tuple[nn.Module, list[Inputs]]:
     batches: list[Inputs]
     if library == "transformers":
         import_torchvision()
-        transformers = import_optional("transformers", extra="dev")
+        transformers = import_optional("transformers", extra="text")
         configuration = transformers.AutoConfig.for_model(name, **SMALL)
         images = name == "vit"
         kind = "AutoModelForImageClassification" if images else "AutoModelForSequenceClassification"
