@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import torchslice as ts
-from tests.texts import CLASSES, config, make_task
+from tests.texts import CLASSES, config, make_task, tokenizer
 from torchslice import TorchsliceError
 from torchslice.data import Task
 from torchslice.find.semantic import metrics
@@ -145,12 +145,9 @@ def test_deeplift_is_refused_for_tokens(trained: Neurons, task: Task) -> None:
 
 
 def test_a_loader_that_pads_its_own_batches(trained: Neurons, task: Task) -> None:
-    def collate(items: list[Any]) -> Any:
-        rows = torch.tensor([row for row, _ in items])
-        return next(task.train.read([rows])), torch.tensor([label for _, label in items])
-
-    rows = [(row, int(label)) for row, label in enumerate(task.train.labels)]
-    loader: Any = torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=collate)
+    pad = import_transformers().DataCollatorWithPadding(tokenizer())
+    rows = [{**tokenizer()(text), "label": int(y)} for text, y in zip(task.train.texts, task.train.labels, strict=True)]
+    loader: Any = torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=pad)
     own = ts.data.task(loader, test=loader, classes=task.classes)
     lengths = {inputs["input_ids"].shape[1] for inputs, _ in own.batches("train", 4)}
     assert len(lengths) > 1

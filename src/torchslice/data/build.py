@@ -54,7 +54,8 @@ def task(
     - a list of batches (inputs, labels), a function that returns an iterator over them, a DataLoader over an
       IterableDataset, or a pair of tensors (inputs, labels): they are read once and kept in memory;
     - a split, such as `Images`.
-    Inputs may be a tensor, a tuple or a dictionary of tensors. Without a test split a fifth of the training samples
+    Inputs may be a tensor, a tuple or a dictionary of tensors; a batch may also be one dictionary with "labels", as
+    the collators of transformers make it. Without a test split a fifth of the training samples
     becomes one, always the same; without a validation split `validation_fraction` of the rest, drawn by `seed`. Both
     keep the proportions of the classes.
 

@@ -167,11 +167,13 @@ class _Once:
 
 def inputs_and_labels(batch: Any) -> tuple[Inputs, Tensor]:
     """Return the inputs and the labels, int64 [B], of what a loader yields; raise where it is something else."""
+    if isinstance(batch, Mapping) and "labels" in batch:  # as the collators of transformers make it
+        batch = {name: entry for name, entry in batch.items() if name != "labels"}, batch["labels"]
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         what = f"{len(batch)} things" if isinstance(batch, tuple | list) else type(batch).__name__
         raise TorchsliceError(
-            f"a loader must yield pairs (inputs, labels), where inputs may be a tensor, a tuple or a dictionary; "
-            f"it yields {what}. Put several inputs into one tuple or dictionary."
+            f"a loader must yield pairs (inputs, labels), where inputs may be a tensor, a tuple or a dictionary, or "
+            f'one dictionary with "labels"; it yields {what}. Put several inputs into one tuple or dictionary.'
         )
     inputs, labels = batch
     return inputs, check_labels(labels, batch_size(inputs))

@@ -26,16 +26,16 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 class Encoder(nn.Module):
     """A classifier of texts: the mean of an encoder's outputs over the tokens that the mask keeps, and a linear layer.
 
-    Returns logits [B, C] for input_ids and attention_mask, int64 [B, T].
+    Returns logits [B, C] for input_ids and attention_mask, int64 [B, T]; what else the encoder takes is passed on.
     """
 
     def __init__(self, encoder: nn.Module, width: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.encoder, self.dropout, self.classifier = encoder, nn.Dropout(dropout), nn.Linear(width, num_classes)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **others: Tensor) -> Tensor:
         mask = attention_mask[:, None, None].bool()  # [B, 1, 1, T], of which no value is read to choose what is done
-        tokens = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state  # [B, T, width]
+        tokens = self.encoder(input_ids=input_ids, attention_mask=mask, **others).last_hidden_state
         kept = attention_mask[:, :, None].to(tokens.dtype)
         return self.classifier(self.dropout((tokens * kept).sum(1) / kept.sum(1)))
 
