@@ -68,6 +68,8 @@ def test_the_built_network_fits_and_a_larger_budget_contains_it(name):
     for most in (least + (1 - least) * part for part in (0.3, 0.6)):
         slice_ = fit_budget(neurons, ranking, mac_retention=most, round_to=1)
         assert cost(extract(neurons, slice_), neurons.example).macs <= most * whole
+        kept = retention(neurons, slice_)
+        assert kept.built_mac == pytest.approx(kept.mac)  # what leaves together was chosen together
         assert smaller <= slice_ and slice_ != smaller
         smaller = slice_
 

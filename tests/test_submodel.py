@@ -136,10 +136,14 @@ def test_it_is_tuned_for_a_minute_unless_told_otherwise(task, neurons, slices, m
 
     monkeypatch.setattr(submodel, "finetune", spy)
     found = reuse(neurons, task, slices, classes=CLASSES, seed=4, progress=False)
-    macs = cost(found.networks["extracted"], task.example).macs
-    assert given == [replace(a_minute(macs, len(task.restrict(CLASSES).train)), seed=4, progress=False, device="cpu")]
+    small = found.networks["extracted"]
+    macs = cost(small, task.example).macs
+    assert given == [
+        replace(a_minute(small, macs, len(task.restrict(CLASSES).train)), seed=4, progress=False, device="cpu")
+    ]
     # forward and back 3 times the MACs of a sample: 2 epochs of 100 samples are 1.6e12
-    assert a_minute(int(1.6e12 / 600), 100) == replace(TUNING, epochs=2)
+    assert a_minute(small, int(1.6e12 / 600), 100) == replace(TUNING, epochs=2)
+    assert a_minute(torch.nn.Linear(2, 2), 4, 100) == replace(TUNING, learning_rate=0.01)
 
 
 def test_what_is_weak_is_said():

@@ -33,7 +33,8 @@ def fit_budget(
     """Return the longest prefixes of a ranking whose network fits a budget.
 
     All layers grow together, see `rankings.widths`; where the next step of all is too much, as many layers take it as
-    fit, the first ones first. The last layer keeps at least as many neurons as there are logits.
+    fit, the first ones first. The last layer keeps at least as many neurons as there are logits. Neurons that leave
+    together are kept together, see `Neurons.closed`.
 
     Args:
         ranking: of these neurons; for some classes, such as `rankings.by_mean_score` makes.
@@ -64,10 +65,9 @@ def fit_budget(
             widths(ranking.layers, min(1, max(step, 0.5) / SHARES), powers=powers, round_to=round_to)
             for step in (share, share + 1)
         )
-        chosen = {other for layer in layers[:wider] for other in (layer, *neurons.layers[layer].coupled)}
-        counts |= {layer: more[layer] for layer in chosen}
+        counts |= {layer: more[layer] for layer in layers[:wider]}
         counts[last] = min(ranking.layers[last], max(counts[last], -(-logits // round_to) * round_to))
-        return ranking.prefix(counts)
+        return neurons.closed(ranking.prefix(counts))
 
     def needs(slice_: Slice) -> float:
         """Measure what is limited."""

@@ -11,6 +11,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from .budget import fit_budget, the_budget
 from .cut.extract import extract
 from .data import Task
@@ -30,6 +33,7 @@ from .training import latency_ms as measured
 
 GATES = ("fold", "drop")
 TUNING = Training(epochs=10, learning_rate=0.1)
+CAREFUL = 0.01  # the learning rate of networks without batch norm, which a high one would destroy
 REPEATS = 7  # measurements of a latency
 MINUTE = 1.6e12  # multiply-accumulates that a core of 2024 does in a minute of training
 
@@ -113,7 +117,7 @@ def reuse(
     kept, best_epoch = "recalibrated" if best is recalibrated else "extracted", None
     if tune:
         if training is None:
-            training = a_minute(cost(best, plain.example).macs, len(sub_task.train))
+            training = a_minute(best, cost(best, plain.example).macs, len(sub_task.train))
             training = replace(training, seed=seed, progress=progress, device=str(device_of(best)))
         tuned = finetune(best, sub_task, training, output=plain.output)
         networks["fine-tuned"], best_epoch, kept = tuned.model, tuned.kept, "fine-tuned"
@@ -145,15 +149,17 @@ def reuse(
     )
 
 
-def a_minute(macs: int, samples: int) -> Training:
+def a_minute(model: nn.Module, macs: int, samples: int) -> Training:
     """Return a training of so many samples that takes a core about a minute, where that is 1 to 10 epochs.
 
     Forward and back, a sample takes three times the `macs` of a forward pass.
 
-    >>> a_minute(macs=5_000_000, samples=10_000).epochs, a_minute(macs=10**9, samples=10_000).epochs
-    (10, 1)
+    >>> a_minute(small, macs=5_000_000, samples=20_000).epochs, a_minute(small, macs=10**9, samples=20_000).epochs
+    (5, 1)
     """
-    return replace(TUNING, epochs=min(TUNING.epochs, max(1, round(MINUTE / (3 * macs * samples)))))
+    epochs = min(TUNING.epochs, max(1, round(MINUTE / (3 * macs * samples))))
+    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
+    return replace(TUNING, epochs=epochs, learning_rate=TUNING.learning_rate if normed else CAREFUL)
 
 
 def _slices(by: object, names: Sequence[str]) -> list[Slice]:
@@ -185,6 +191,7 @@ def _ranking(neurons: Neurons, task: Task, by: object, indices: list[int], *, se
     if not isinstance(by, Contributions):
         raise TorchsliceError(f"a budget needs contributions or class rankings, got {type(by).__name__}.")
     by.check_of(neurons, task)
+    by = by.tied(neurons)
     scores = by["taylor"] if "taylor" in by.metrics else by[by.the_metric(None)]
     return by_mean_score({layer: of[indices] for layer, of in scores.items()})
 
