@@ -289,8 +289,10 @@ def observe(
     for layer in where.chains:
         a = by_position(seen.values[layer], layer, where, count + rescale)
         found: dict[str, Any] = {"activation": a[:count], "kept": None}
-        if tokens is not None and all(use.shape[:-1] == tokens.shape for use in seen.values[layer]):
-            found["kept"] = tokens[:, None].repeat(1, 1, len(seen.values[layer]))  # [B, 1, P]
+        uses = seen.values[layer]
+        if tokens is not None and all(use.shape[:-1] == tokens.shape for use in uses):
+            kept = [tokens[:, :, None].expand(use.shape) for use in uses]
+            found["kept"] = by_position(kept, layer, where, count)  # [B, N, P]
         if backward:
             found["gradient"] = m = by_position(gradients[layer], layer, where, count + rescale)
         if rescale:

@@ -27,7 +27,7 @@ class Metric:
     Args:
         terms: functions of one batch of one layer, each -> [B, N]. They read what their parameters are named after,
             float [B, N, P]: `activation` a; `gradient` dL/da, L = cross entropy on the true class; `contribution`, by
-            DeepLIFT, to the logit of the true class. `kept` is bool [B, 1, P] where positions are tokens: those that
+            DeepLIFT, to the logit of the true class. `kept` is bool [B, N, P] where positions are tokens: those that
             are no padding; else None.
         score: turns the means of the terms, float64 [C, N] each, into scores [C, N]; that of a single term is one.
 
