@@ -14,7 +14,7 @@ from torchslice.registry import unknown
 
 from .experiment import SCALES
 
-NAMES = ("mwt", "reuse", "slicing", "speed", "restructure", "readapt", "extend", "text", "vit", "conformance")
+NAMES = ("mwt", "recipe", "reuse", "slicing", "speed", "restructure", "readapt", "extend", "text", "vit", "conformance")
 
 
 class Parser(argparse.ArgumentParser):

@@ -50,7 +50,7 @@ class Scale:
     networks: tuple[Any, ...]  # Network, or what takes its place
     seeds: int = 3
     samples_per_class: int = 128  # for the contributions
-    learning_rate: float = 0.05
+    learning_rate: float = Training.learning_rate
     seed: int = 0
 
 

@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import conformance, experiment, extend, mwt, readapt, restructure, reuse, slicing, speed, text, vit
+from benchmarks import (
+    conformance,
+    experiment,
+    extend,
+    mwt,
+    readapt,
+    recipe,
+    restructure,
+    reuse,
+    slicing,
+    speed,
+    text,
+    vit,
+)
 from benchmarks.experiment import Benchmark
 from torchslice.data import load
 from torchslice.maintain import PRUNING
@@ -35,6 +48,17 @@ def test_mwt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {(task, arm) for task in tasks for arm in mwt.ARMS} < set(found) and len(found) == 3 * (len(mwt.ARMS) + 3)
     assert all(0 <= value <= 1 for value in found.values())
     assert all(f"| {arm} |" in page for arm in mwt.ARMS) and f"{100 * run['standard_accuracy']:.2f}" in page
+
+
+def test_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(recipe.BENCHMARK, monkeypatch)
+    rows = {row["arm"]: row for row in run["rows"]}
+    assert list(rows) == list(recipe.ARMS)
+    for row in rows.values():
+        assert row["flops"] == pytest.approx(6 * row["macs"] * 1295 * 2, rel=1e-3) and 0 <= row["test"] <= 1
+        assert f"| {row['arm']} | {100 * row['test']:.2f} | {100 * row['validation']:.2f} | 2 | " in page
+    assert rows["plain settings"]["macs"] == rows["defaults"]["macs"] < rows["defaults, wider"]["macs"]
+    assert rows["plain settings"]["test"] != rows["defaults"]["test"]
 
 
 def test_reuse(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,15 +36,15 @@ class Training:
         progress: Whether to show a progress bar.
 
     >>> Training(epochs=3).learning_rate
-    0.05
+    0.1
     """
 
     epochs: int = 10
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     batch_size: int = 128
     optimizer: str = "sgd"
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float = 1e-3
     warmup_fraction: float = 0.2
     label_smoothing: float = 0.1
     seed: int = 0
