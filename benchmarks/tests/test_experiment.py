@@ -63,7 +63,7 @@ def test_the_command_lists_and_says_in_one_line_what_is_wrong(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
     (tmp_path / "file").write_text("")
     for arguments, text in (
-        (["restructur"], "unknown benchmark 'restructur'. Did you mean 'restructure'? Known: mwt, reuse"),
+        (["restructur"], "unknown benchmark 'restructur'. Did you mean 'restructure'? Known: mwt, recipe"),
         (["mwt", "--scale", "papr"], "argument --scale: invalid choice: 'papr'"),
         (["mwt", "--scale", "smoke", "--page-only"], "there is no result results/mwt-smoke.json; run the benchmark"),
         (["mwt", "--scale", "smoke", "--out", "file/x"], "cannot write into file/x: Not a directory"),

@@ -98,6 +98,7 @@ EARLY = [
     # options that play no part
     (f"{TRAIN} --coupling-weight 1", ["--coupling-weight plays no part", "--method gates"]),
     (f"{TRAIN} --method standard --taper 1", ["--taper plays no part", "--method subtasks"]),
+    (f"{TRAIN} --method gates --label-smoothing 0.1", ["--label-smoothing plays no part with --method gates"]),
     (f"{TRAIN} --optimizer adamw --momentum 0.5", ["--momentum plays no part with --optimizer adamw"]),
     (f"{SLICE} --frequency-threshold 0.8", ["--frequency-threshold plays no part", "--by gates"]),
     ("slice {gates} --metric var", ["--metric plays no part", "--by contribution"]),

@@ -16,11 +16,11 @@ from torchslice.cli import COMMANDS, app, main
 TRAINING = {
     **{
         "epochs": 10,
-        "learning_rate": 0.05,
+        "learning_rate": 0.1,
         "batch_size": 128,
         "optimizer": "sgd",
         "momentum": 0.9,
-        "weight_decay": 5e-4,
+        "weight_decay": 1e-3,
     },
     **{"warmup_fraction": 0.2, "label_smoothing": 0.1, "seed": 0, "device": "auto", "precision": "auto"},
 }

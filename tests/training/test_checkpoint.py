@@ -163,8 +163,8 @@ def test_other_arguments_do_not_resume(tmp_path):
             fit(model, task, training, folder=tmp_path, **options)
 
     refused(
-        "epochs was 1, now 2; learning_rate was 0.05, now 0.1.*another folder",
-        training=replace(once, epochs=2, learning_rate=0.1),
+        "epochs was 1, now 2; learning_rate was 0.1, now 0.2.*another folder",
+        training=replace(once, epochs=2, learning_rate=0.2),
     )
     refused("objective was", objective=lambda *arguments: CrossEntropy()(*arguments))
     refused("task was", task=tiny_task(30))

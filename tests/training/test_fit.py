@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice():
         loss, correct, parts = CrossEntropy()(model, inputs, labels)
         return loss * float("inf"), correct, parts
 
-    with pytest.raises(TorchsliceError, match=r"no longer finite in epoch 1. Lower learning_rate \(now 0.05\)"):
+    with pytest.raises(TorchsliceError, match=r"no longer finite in epoch 1. Lower learning_rate \(now 0.1\)"):
         fit(tiny_net(), tiny_task(), QUIET, objective=explode)
 
 

@@ -11,6 +11,7 @@ from torchslice.errors import TorchsliceError
 from torchslice.judge import recalibrate
 from torchslice.training import Training, finetune, fit, placement, predict
 from torchslice.training.placement import choose_placement, fast_format, in_format
+from torchslice.training.ranks import Ranks
 
 
 def test_automatic_placement_names_what_it_chose():
@@ -25,6 +26,18 @@ def test_automatic_precision_is_bf16_where_it_was_measured_to_be_faster(monkeypa
     monkeypatch.setattr(placement, "_bf16_time", lambda: time)
     assert choose_placement("cpu").precision == chosen
     assert choose_placement("cpu", "fp32").precision == "fp32"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_under_torchrun_the_first_process_decides(monkeypatch, first):
+    class Second(Ranks):
+        def copy_from_first(self, tensors):
+            for tensor in tensors:
+                tensor.fill_(first)
+
+    monkeypatch.setattr(placement, "current_ranks", lambda device: Second(1, 2))
+    monkeypatch.setattr(placement, "_bf16_time", lambda: 20.0 if first else 0.1)
+    assert choose_placement("cpu").precision == ("bf16" if first else "fp32")
 
 
 def test_the_measurement_looks_at_both_precisions_and_leaves_no_trace(monkeypatch):

@@ -62,10 +62,11 @@ class Method:
         return gates.objective(self.cohesion_weight, self.coupling_weight)
 
 
-#: What an option of Method needs to play a part: another one, and its values.
+#: What an option needs to play a part: another one, and its values.
 NEEDS = {
     **dict.fromkeys(("standard_epochs", "neuron_fraction", "taper"), ("method", ("subtasks",))),
     **dict.fromkeys(("cohesion_weight", "coupling_weight"), ("method", ("gates",))),
+    "label_smoothing": ("method", ("subtasks", "standard")),
 }
 
 
