@@ -151,9 +151,9 @@ EARLY = [
     ("train convnet digits --out {file}/run", ["cannot write", "folder"]),
     ("train convnet digits --out {tmp}", ["is no run", "empty folder"]),
     (
-        "train convnet digits --out {standard} --epochs 3 --learning-rate 0.1",
+        "train convnet digits --out {standard} --epochs 3 --learning-rate 0.2",
         [
-            *("--method was 'standard', now 'subtasks'", "--epochs was 2, now 3", "--learning-rate was 0.05, now 0.1"),
+            *("--method was 'standard', now 'subtasks'", "--epochs was 2, now 3", "--learning-rate was 0.1, now 0.2"),
             *("--batch-size was 64, now 128", "--model-argument was {'width': 0.125}, now {}", "another folder"),
         ],
     ),
