@@ -154,3 +154,18 @@ def test_a_loader_that_pads_its_own_batches(trained: Neurons, task: Task) -> Non
     ts.fit(copy.deepcopy(trained.model), own, TRAINING)
     found = scores(trained, own, 8)["taylor"]
     assert found.shape == (len(CLASSES), len(trained)) and take(task.example, slice(0, 1)).keys() == task.example.keys()
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_an_export_takes_texts_of_any_length(format: str, trained: Neurons, task: Task, tmp_path: Path) -> None:
+    small, path = ts.extract(trained, trained.random(0.5)), tmp_path / f"small.{format}"
+    ts.export(small, path, samples=next(task.batches("validation", 8))[0], preprocessing=task.preprocessing)
+    if format == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    for inputs, _ in task.batches("test", 4):
+        if format == "onnx":
+            found = torch.from_numpy(session.run(None, {name: t.numpy() for name, t in inputs.items()})[0])
+        else:
+            found = torch.export.load(path).module()(*inputs.values())
+        with torch.no_grad():
+            torch.testing.assert_close(found.detach(), small(**inputs), rtol=1e-5, atol=1e-5)

@@ -63,6 +63,8 @@ def export(
 ) -> Exported:
     """Write a network as one file that ONNX Runtime or PyTorch runs without its code, for batches of any size.
 
+    Texts may be of any length too, where the network does not write its length down.
+
     The program takes the tensors of the inputs, in order and by name ("input", "input_1", or the key in a dictionary),
     and returns logits. It computes what the network computes on the CPU in eval mode. Before the file is written, the
     program is run on all samples and on one alone; its logits may differ from the network's by 1e-5 of the largest one
@@ -168,7 +170,7 @@ def _written(
     write: Any, flat: nn.Module, samples: list[Tensor], names: list[str], about: Mapping[str, str], format: str
 ) -> bytes:
     """Return the content of the file; the error names what cannot be exported."""
-    dims = tuple({0: torch.export.Dim("batch")} for _ in samples)
+    dims = tuple(_sizes(tensor, torch.export.Dim("batch"), torch.export.Dim.AUTO) for tensor in samples)
     try:
         example = tuple(torch.zeros_like(tensor[:2]) for tensor in samples)  # a pt2 file keeps it; no sample goes there
         program = torch.export.export(flat, example, dynamic_shapes={"leaves": dims})
@@ -179,6 +181,11 @@ def _written(
         raise TorchsliceError(
             f"cannot export the network as {format}: {_reason(error)}. Nothing was written."
         ) from error
+
+
+def _sizes(tensor: Tensor, batch: Any, length: Any) -> dict[int, Any]:
+    """Return the axes of an input that may be of any size: the samples, and the tokens of whole numbers [B, T]."""
+    return {0: batch, 1: length} if tensor.dim() == 2 and not tensor.is_floating_point() else {0: batch}
 
 
 def _reason(error: BaseException) -> str:
@@ -221,7 +228,7 @@ def _write_onnx(program: Any, names: list[str], about: Mapping[str, str]) -> byt
         verbose=False,
         input_names=names,
         output_names=["logits"],
-        dynamic_shapes={"leaves": tuple({0: "batch"} for _ in names)},
+        dynamic_shapes={"leaves": tuple(_sizes(t, "batch", "length") for t in tensors(program.example_inputs))},
     )
     assert made is not None
     made.model.metadata_props.update(about)
