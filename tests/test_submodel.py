@@ -22,7 +22,7 @@ from torchslice.models import create
 from torchslice.rankings import by_best_rank, by_mean_score, by_score
 from torchslice.reused import warnings_of
 from torchslice.slices import union
-from torchslice.submodel import TUNING, a_minute, reuse, without_gates
+from torchslice.submodel import a_minute, reuse, without_gates
 from torchslice.training import Accuracy, Training, accuracy_of, cost, finetune, fit
 
 QUICK = Training(epochs=2, batch_size=32, device="cpu", precision="fp32", progress=False)
@@ -142,8 +142,8 @@ def test_it_is_tuned_for_a_minute_unless_told_otherwise(task, neurons, slices, m
         replace(a_minute(small, macs, len(task.restrict(CLASSES).train)), seed=4, progress=False, device="cpu")
     ]
     # forward and back 3 times the MACs of a sample: 2 epochs of 100 samples are 1.6e12
-    assert a_minute(small, int(1.6e12 / 600), 100) == replace(TUNING, epochs=2)
-    assert a_minute(torch.nn.Linear(2, 2), 4, 100) == replace(TUNING, learning_rate=0.01)
+    assert a_minute(small, int(1.6e12 / 600), 100) == Training(epochs=2)
+    assert a_minute(torch.nn.Linear(2, 2), 4, 100) == Training(learning_rate=0.01)
 
 
 def test_what_is_weak_is_said():

@@ -51,7 +51,7 @@ TABLE = {
         **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": None, "gates": "fold"},
         **{"mac_retention": None, "param_retention": None, "latency_ms": None, "round_to": 8},
         **{name: default for name, default in TRAINING.items() if name != "epochs"},
-        **{"learning_rate": 0.1, "json": False},
+        "json": False,
     },
     "restructure": {
         **{**SOURCE, **OPENING, **OUT, "method": "lamp", "param_retention": None, "mac_retention": None},

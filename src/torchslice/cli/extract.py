@@ -10,7 +10,7 @@ import typer
 from ..artefact import save
 from ..errors import TorchsliceError
 from ..runs.source import Opening
-from ..submodel import TUNING, reuse
+from ..submodel import reuse
 from ..training import Training
 from . import common
 from .options import Part
@@ -43,7 +43,7 @@ def extract(
             show_default="about a minute on one core",
         ),
     ] = None,
-    training: Annotated[Training, Part(skip=("epochs", "progress"))] = TUNING,
+    training: Annotated[Training, Part(skip=("epochs", "progress"))] = Training(),
     gates: common.GatesOption = common.Gates.fold,
     force: common.Force = False,
     as_json: common.Json = False,
