@@ -12,6 +12,8 @@ import torch
 import torchslice as ts
 from tests.texts import CLASSES, config, make_task, tokenizer
 from torchslice import TorchsliceError
+from torchslice.artefact import read_record
+from torchslice.artefact.hub import card
 from torchslice.data import Task
 from torchslice.find.semantic import metrics
 from torchslice.graph.neurons import Neurons
@@ -169,3 +171,11 @@ def test_an_export_takes_texts_of_any_length(format: str, trained: Neurons, task
             found = torch.export.load(path).module()(*inputs.values())
         with torch.no_grad():
             torch.testing.assert_close(found.detach(), small(**inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_the_card_of_a_network_of_texts_is_short_and_asks_for_no_permission(trained: Neurons, tmp_path: Path) -> None:
+    path = tmp_path / "three.safetensors"
+    ts.save(trained.model, path, classes=trained.classes, preprocessing=make_task().preprocessing)
+    text = card(read_record(path), "me/three")
+    assert '"tokenizer": "in the file", "pad_token": 0' in text and len(text) < 1500
+    assert "allow_import" not in text and ts.load(path).classes == trained.classes

@@ -11,6 +11,7 @@ from ..errors import TorchsliceError, first_line
 from ..imports import import_optional
 from ..tables import percent
 from .file import read_record
+from .names import is_known
 from .store import about
 
 FILE = "torchslice.safetensors"
@@ -54,6 +55,13 @@ def pull(repo: str, *, revision: str | None = None, client: Any = None) -> Path:
     return Path(path)
 
 
+def _brief(preprocessing: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return how inputs are made without what is long, such as a tokenizer."""
+    if preprocessing is None:
+        return None
+    return {name: value if len(str(value)) < 200 else "in the file" for name, value in preprocessing.items()}
+
+
 def card(record: Mapping[str, Any], repo: str) -> str:
     """Return the model card of an artefact, Markdown: what it is for, what it costs, what it says of itself, its use.
 
@@ -64,7 +72,7 @@ def card(record: Mapping[str, Any], repo: str) -> str:
     known = about(record)
     classes = ", ".join(known["classes"]) or "their names are not known"
     needs = sorted({module["class"].partition(":")[0] for module in record["modules"].values()})
-    own = [name for name in needs if name.partition(".")[0] not in ("torch", "torchvision", "timm", "torchslice")]
+    own = [name for name in needs if not is_known(name)]
     permission = ", allow_import=True" if own else ""
     kept = [(name, record["metrics"][name]) for name in KEPT if name in (record["metrics"] or {})]
     figures = [("parameters", f"{known['parameters']:,}"), ("accuracy, as saved with it", percent(known["accuracy"]))]
@@ -76,7 +84,7 @@ def card(record: Mapping[str, Any], repo: str) -> str:
         *("```python", "import torchslice as ts", "from torchslice.artefact import pull", ""),
         *(f'part = ts.load(pull("{repo}"){permission})', "logits = part.model(inputs)  # in the order of part.classes"),
         *("```", ""),
-        f"Inputs are made so: `{json.dumps(record['preprocessing'])}`.",
+        f"Inputs are made so: `{json.dumps(_brief(record['preprocessing']))}`.",
         *([f"Loading imports {', '.join(own)}, which runs its code."] if own else []),
         f"SHA-256 of the content: `{known['sha256']}`.",
     ]

@@ -50,7 +50,7 @@ def resolve(name: str, *, allow_import: bool) -> Any:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise TorchsliceError(f"{name!r} is not of the form package.module:Name.")
     home, _, path = name.partition(":")
-    if not _inside(home, CLASSES + FUNCTIONS):
+    if not is_known(home):
         if not allow_import:
             raise TorchsliceError(
                 f"it needs {name!r}, and importing that runs the code of the module {home}. "
@@ -89,6 +89,11 @@ def _harmless(thing: Any) -> bool:
         return _inside(home, CLASSES) and kinds and not issubclass(thing, GENERATED)
     compiled = inspect.isbuiltin(thing) and home == "torch"  # such as conv2d in torch.nn.functional
     return inspect.isroutine(thing) and (compiled or _inside(home, FUNCTIONS))
+
+
+def is_known(module: str) -> bool:
+    """Whether what a module holds may be named without permission."""
+    return _inside(module, CLASSES + FUNCTIONS)
 
 
 def is_config(kind: type) -> bool:
