@@ -26,6 +26,8 @@ import torchslice as ts
 from torchslice import Slice, accuracy, extract, fit, gates, judge
 from torchslice.data import Task
 from torchslice.graph.neurons import Neurons
+from torchslice.rankings import Ranking, by_score
+from torchslice.runs.run import prefixes
 from torchslice.slices import union
 from torchslice.training.placement import choose_placement
 
@@ -69,7 +71,6 @@ class Settings(Scale):
     subsets: int = 45  # at most so many sets of each size
     subset_sizes: tuple[int, ...] = (2, 3, 5)
     recalibration_samples: int = 500
-    mwt_classes: int = 10  # of a batch, where there are more
 
 
 DIGITS = Divided("digits", "convnet", 0.25, epochs=3, sizes=(2, 10), neuron_fractions=(0.3, 0.5))
@@ -133,7 +134,7 @@ class Reusing(Part):
         add("standard, restricted", 1.0, partial(restricted, whole, task))
         scores = self.contributions(standard, task)
         for fraction in fractions:
-            sliced = Sliced(standard, ts.semantic.Budget(fraction).choose(scores))
+            sliced = Sliced(standard, prefixes(ts.subtasks.rank(standard, task, scores), fraction))
             add("control: standard, sliced", sliced.retention, partial(self.score, sliced), fraction)
         seconds["MwT"] = self.published(add)
 
@@ -142,19 +143,21 @@ class Reusing(Part):
         started = time.perf_counter()
         scores = self.contributions(start, task)
         begun += time.perf_counter() - started
-        trained: dict[float, Sliced] = {}
+        rankings = ts.subtasks.rank(start, task, scores)
+        neurons, rest = self.subtasks(start, rankings, "ours")
+        seconds["ours"] = begun + rest
         for fraction in fractions:
-            started = time.perf_counter()
-            slices = ts.semantic.Budget(fraction).choose(scores)
-            choosing = time.perf_counter() - started
-            trained[fraction], rest = self.subtasks(start, slices, f"ours-{fraction:g}")
-            if fraction == settings.neuron_fraction:
-                seconds["ours"] = begun + choosing + rest
-            add("ours", trained[fraction].retention, partial(self.score, trained[fraction]), fraction)
-        ours = trained[settings.neuron_fraction]
-        named = enumerate(ours.slices.items())
-        chance = {name: judge.random_like(slice_, seed=self.seed + i) for i, (name, slice_) in named}
-        lucky, _ = self.subtasks(start, chance, "random")
+            sliced = Sliced(neurons, prefixes(rankings, fraction))
+            add("ours", sliced.retention, partial(self.score, sliced), fraction)
+        ours = Sliced(neurons, prefixes(rankings, settings.neuron_fraction))
+        generator = torch.Generator().manual_seed(self.seed)
+        layers = {name: layer.count for name, layer in start.layers.items()}
+        chance = {
+            name: by_score({layer: torch.rand(count, generator=generator) for layer, count in layers.items()})
+            for name in rankings
+        }
+        neurons, _ = self.subtasks(start, chance, "random")
+        lucky = Sliced(neurons, prefixes(chance, settings.neuron_fraction))
         add("control: random slices, trained", lucky.retention, partial(self.score, lucky))
         add("control: from scratch", ours.retention, partial(self.scratch, ours))
         parents = {row["size"]: row["accuracy"] for row in found(arms, arm="standard, restricted")}
@@ -175,28 +178,23 @@ class Reusing(Part):
     def first_epochs(self) -> int:
         return round(self.network.epochs * self.settings.first_fraction)
 
-    def train(
-        self, model: nn.Module, folder: str, *, objective: Any = None, sizes: Any = None, **changes: Any
-    ) -> float:
+    def train(self, model: nn.Module, folder: str, *, objective: Any = None, **changes: Any) -> float:
         """Train a network in place, and return the seconds."""
         self.note(folder)
         training = replace(self.training, **{"batch_size": self.network.batch_size, **changes})
-        options = {"objective": objective, "classes_per_batch": sizes, "folder": self.folder / folder}
-        return spent(fit(model, self.task, training, **options))
+        return spent(fit(model, self.task, training, objective=objective, folder=self.folder / folder))
 
-    def subtasks(self, start: Neurons, slices: Mapping[str, Slice], folder: str) -> tuple[Sliced, float]:
-        """Train sub-tasks on class slices, from a network that is not changed; returns the seconds too."""
+    def subtasks(self, start: Neurons, rankings: Mapping[str, Ranking], folder: str) -> tuple[Neurons, float]:
+        """Train sub-tasks by class rankings, from a network that is not changed; returns the seconds too."""
         neurons, epochs = start.on(copy.deepcopy(start.model)), self.network.epochs - self.first_epochs
-        losses = ts.subtasks.objective(neurons, slices)
-        seconds = self.train(neurons.model, folder, objective=losses, sizes=losses.sizes, epochs=epochs)
-        return Sliced(neurons, slices), seconds
+        losses = ts.subtasks.objective(neurons, rankings, round_to=1)
+        return neurons, self.train(neurons.model, folder, objective=losses, epochs=epochs)
 
     def published(self, add: Callable[[str, float, Callable[[Labels], float]], None]) -> float:
         """Train MwT; score its sub-models as published, and with folded gates and statistics of their own."""
-        task, most = self.task, self.settings.mwt_classes
+        task = self.task
         gated = gates.attach(neurons_of(self.new(task), task), seed=self.seed)
-        few, batch_size = (most,) if len(task.classes) > most else None, self.network.mwt_batch_size
-        seconds = self.train(gated, "mwt", objective=gates.objective(), sizes=few, batch_size=batch_size)
+        seconds = self.train(gated, "mwt", objective=gates.objective(), batch_size=self.network.mwt_batch_size)
         statistics = gates.statistics(gated, task, progress=self.progress)
         published = Sliced(gated.neurons.on(gated.fold()), gates.slices_from(gated, statistics))
 

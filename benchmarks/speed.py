@@ -47,6 +47,7 @@ class Settings(Scale):
     repeats: int = 6  # turns of everything that takes less than a second
     cut: tuple[str, ...] = ("resnet18", "densenet121")  # of torchvision
     steps: int = 7  # training steps of each kind
+    sub_tasks: int = 8  # that are drawn for one of these
     models: tuple[str, ...] = ("vgg16", "resnet18")
     width: float = 1.0
     batch_size: int = 128
@@ -143,14 +144,15 @@ def steps(settings: Settings, device: str, task: Task) -> Rows:
     numbers = torch.arange(size, device=placement.device)
     least = "<= 1.15" if placement.device.type == "cuda" else "<= 1.08"
 
-    def step(model: nn.Module, objective: Objective, counts: Sequence[int] = (10,)) -> Callable[[], None]:
+    def step(model: nn.Module, *objectives: Objective) -> Callable[[], None]:
         placement.put(model.train(), images[:2])
         optimizer = ts.Training(learning_rate=settings.learning_rate).make_optimizer(model)
 
         def run() -> None:
-            for classes in counts:
+            for objective in objectives:
+                classes = torch.tensor(getattr(objective, "classes", range(10)), device=placement.device)
                 with placement.autocast():
-                    loss, _, _ = objective(model, images, numbers % classes)
+                    loss, _, _ = objective(model, images, classes[numbers % len(classes)])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -163,11 +165,13 @@ def steps(settings: Settings, device: str, task: Task) -> Rows:
         )
         options: dict[str, Any] = {"samples_per_class": settings.samples_per_class, "correct_only": False}
         scores = ts.semantic.contributions(divided, task, progress=False, **options)
-        divide = ts.subtasks.objective(divided, ts.semantic.Budget(0.15).choose(scores))
-        sub_task = "sub-task step, 15 % of the neurons per class"
+        divide = ts.subtasks.objective(divided, ts.subtasks.rank(divided, task, scores))
+        generator = torch.Generator().manual_seed(0)
+        drawn = [divide.draw(generator) for _ in range(settings.sub_tasks)]
+        sub_task = "sub-task step, mean of those drawn"
         sides = {
             "MwT step": (step(gates.attach(gated), gates.objective()), 1, least),
-            sub_task: (step(divided.model, divide, divide.sizes), len(divide.sizes), "<= 1"),
+            sub_task: (step(divided.model, *drawn), len(drawn), "<= 1"),
             "step of 20 % of the neurons": (step(Partial(some, some.random(0.2)), CrossEntropy()), 1, "< 1"),
         }
         turns = in_turns(settings.steps, *(run for run, _, _ in sides.values()), step(standard.model, CrossEntropy()))

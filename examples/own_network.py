@@ -42,7 +42,7 @@ def main() -> None:
 
     task = ts.data.task(train=loader, test=test_loader, classes=[f"digit {n}" for n in range(10)])
     neurons = ts.find_neurons(model, task.example, classes=task.classes)
-    slices = ts.semantic.class_slices(neurons, task, strategy=ts.semantic.Budget(0.3))
+    slices = ts.semantic.class_slices(neurons, task, strategy=ts.semantic.PerClass(0.3))
     tuning = ts.Training(epochs=5, learning_rate=0.01, batch_size=32)
     three = ts.reuse(neurons, task, slices, classes=["digit 1", "digit 4", "digit 7"], training=tuning)
     print(f"whole network, all classes: {ts.accuracy(model, task)}")

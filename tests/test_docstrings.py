@@ -34,7 +34,7 @@ def given() -> SimpleNamespace:
         ts.fit(model, task, ts.Training(epochs=2, progress=False, device="cpu", precision="fp32"))
         neurons = ts.find_neurons(model, task.example, classes=task.classes)
         scores = ts.semantic.contributions(neurons, task, metric="taylor", samples_per_class=32, progress=False)
-        slices = ts.semantic.class_slices(neurons, task, scores, strategy=ts.semantic.Budget(0.2))
+        slices = ts.semantic.class_slices(neurons, task, scores, strategy=ts.semantic.PerClass(0.2))
         small = ts.extract(neurons, slices["3"] | slices["8"], classes=["3", "8"])
         gated = ts.gates.attach(ts.find_neurons(fresh, task.example, classes=task.classes))
     names = {"task": task, "model": model, "neurons": neurons, "scores": scores, "slices": slices, "gated": gated}

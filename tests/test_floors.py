@@ -30,7 +30,7 @@ FLOORS = (
     ("demo",),
     ("cli",),
 )
-BESIDE = {("maintain", "judge")}  # the one room that knows a neighbour
+BESIDE = {("maintain", "judge"), ("find.subtasks", "find.semantic")}  # the rooms that know a neighbour
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 

@@ -21,9 +21,9 @@ MODULES = {
     "judge": "accuracy calibrate calibration_error confusion cost evaluate_stages latency_ms predict random_like "
     "recalibrate reinitialised",
     "models": "create names",
-    "semantic": "METRICS Budget Contributions PerClass PerLayer ReachTheta SemanticSlices class_slices contributions "
+    "semantic": "METRICS Contributions PerClass PerLayer ReachTheta SemanticSlices class_slices contributions "
     "similarity",
-    "subtasks": "SubTasks objective",
+    "subtasks": "SubTasks objective rank",
 }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchslice.errors import TorchsliceError
-from torchslice.rankings import Ranking, by_best_rank, by_mean_score, by_score, widths
+from torchslice.rankings import Ranking, by_best_rank, by_mean_score, by_score, by_turns, widths
 from torchslice.slices import Slice, union
 
 WIDTHS = {"conv1": 3, "block.conv2": 5, "hidden": 1}
@@ -62,6 +62,29 @@ def test_ranking_by_score_by_hand():
     assert by_mean_score({"conv1": scores})["conv1"].tolist() == [1, 0, 2]
     assert by_mean_score({"conv1": scores[:1]})["conv1"].tolist() == [0, 1, 2]
     assert by_mean_score({"conv1": torch.zeros(2, 3)})["conv1"].tolist() == [0, 1, 2]
+
+
+def test_turns_by_hand():
+    scores = torch.tensor([[10.0, 9.0, 1.0], [5.0, 4.0, 0.0]])  # over their maxima [1, .9, .1] and [1, .8, 0]
+    first, second = by_turns({"first": scores, "last": scores})
+    assert first["first"].tolist() == second["first"].tolist() == [0, 1, 2]
+    # class 0 takes neuron 0, which then costs 0.3: class 1 prefers 0.8 to 1 - 0.3, and later 1 - 0.3 to 0
+    assert first["last"].tolist() == [0, 1, 2] and second["last"].tolist() == [1, 0, 2]
+    cheap = by_turns({"first": scores, "last": scores}, cost=0.1)  # 1 - 0.1 is more than 0.8
+    assert [ranking["last"].tolist() for ranking in cheap] == [[0, 1, 2]] * 2
+
+
+@given(st.integers(2, 4), st.integers(1, 9), st.data())
+def test_turns_share_nothing_while_they_can_where_it_costs_much_and_all_where_it_is_free(classes, width, drawn):
+    rows = st.lists(st.integers(0, 9), min_size=width, max_size=width)
+    scores = torch.tensor([drawn.draw(rows) for _ in range(classes)])
+    layers = {"first": scores, "last": scores}
+    own = [by_score({"last": of})["last"].tolist() for of in scores]
+    assert [ranking["last"].tolist() for ranking in by_turns(layers, cost=0.0)] == own
+    for ranking in by_turns(layers):
+        assert ranking["first"].equal(by_mean_score({"first": scores})["first"])
+    apart = [set(ranking["last"][: width // classes].tolist()) for ranking in by_turns(layers, cost=100.0)]
+    assert len(set().union(*apart)) == width // classes * classes
 
 
 def test_the_best_rank_in_any_class_by_hand():

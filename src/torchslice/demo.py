@@ -57,15 +57,15 @@ def run_demo(
     started = time.perf_counter()
     first, rest = RECIPE.first_epochs, RECIPE.training.epochs - RECIPE.first_epochs
     say(f"1. Train {SEEDS} convolutional networks on images of digits, each from other weights: {first} epochs as")
-    say(f"   usual, then choose the neurons of every class, and {rest} epochs of sub-tasks on their neurons alone.")
+    say(f"   usual, then rank the neurons for every class, and {rest} epochs of sub-tasks on the first of them alone.")
     trained = [_train(folder, number, device) for number in range(seed, seed + SEEDS)]
     run, task, network = trained[0]
     whole = [accuracy(net, task).overall for _, task, net in trained]
     say(f"   {task!r}\n   Test accuracy on all {len(task.classes)} classes: {_spread(whole)}\n")
 
-    say("2. The slices of the classes in the first network:")
-    found = run.given_slices()
-    say(_indented(found))
+    slices = run.slices()
+    say("2. Every class has its neurons in an order now, the best first, so that slices of any size can be cut. In the")
+    say(f"   first network: {slices['3']} of class 3, and {slices['3'] & slices['8']} of these of class 8 too.")
 
     say("3. Cut sub-models out. Test accuracy on their classes after each step; mean of the networks (lowest to")
     say("   highest):")
@@ -95,7 +95,7 @@ def run_demo(
         "folder": str(folder),
         "seconds": seconds,
         "accuracy": whole,
-        "slices": found.summary(),
+        "slices": {name: slice_.neuron_retention for name, slice_ in slices.items()},
         "sub_models": [
             {"classes": classes, "accuracy": score, "file": str(file)}
             for classes, score, file in zip(TASKS, scores, files, strict=True)

@@ -14,8 +14,6 @@ from torch import Tensor
 from .errors import TorchsliceError
 from .slices import WIDEST, Slice
 
-POWERS = (0.5, 1.6)  # of the share in the first layer and in the last
-
 
 class Ranking:
     """For every sliceable layer of a model an order of its neurons, the best first.
@@ -109,6 +107,44 @@ def by_mean_score(scores: Mapping[str, Tensor]) -> Ranking:
     return by_score({layer: scaled(of).mean(0) for layer, of in scores.items()})
 
 
+def by_turns(scores: Mapping[str, Tensor], *, cost: float = 0.3) -> list[Ranking]:
+    """Rank the neurons for every class by its scores, {layer: [C, N]}, so that the classes share less than they would.
+
+    Classes choose in turns, one neuron each, by their scores divided by the largest in the layer. A neuron costs `cost`
+    for every class that has it, in units of the mean number so far (at least 1). So neurons that all classes want do
+    not crowd out the others. Early layers serve all classes alike and cost the most multiply-accumulates, so all share
+    them: the first layer has one order, by the mean score, and free of cost. Both change linearly with depth, until in
+    the last layer every class goes by its own scores and pays the full cost.
+
+    >>> scores = torch.tensor([[5, 4, 1], [4, 3, 0]])
+    >>> [ranking["last"].tolist() for ranking in by_turns({"first": scores, "last": scores})]
+    [[0, 1, 2], [1, 0, 2]]
+    """
+    depths = torch.linspace(0, 1, len(scores), dtype=torch.float64).tolist()
+    orders = {}
+    for depth, (layer, of) in zip(depths, scores.items(), strict=True):
+        worth = scaled(of)
+        worth = scaled(depth * worth + (1 - depth) * worth.mean(0))
+        orders[layer] = _turns(worth, cost * depth)
+    return [Ranking({layer: of[label] for layer, of in orders.items()}) for label in range(len(worth))]
+
+
+def _turns(worth: Tensor, cost: float) -> Tensor:
+    """Let classes choose neurons in turns by what they are worth, [C, N], and cost: int64 [C, N]."""
+    classes, width = worth.shape
+    order, left = torch.empty(classes, width, dtype=torch.int64), worth.clone()
+    holders = torch.zeros(width, dtype=torch.float64)
+    for turn in range(width):
+        unit = cost / max(1.0, classes * turn / width)
+        for step in range(classes):
+            label = (turn + step) % classes
+            best = (left[label] - unit * holders).argmax()
+            order[label, turn] = best
+            left[label, best] = -torch.inf
+            holders[best] += 1
+    return order
+
+
 def by_best_rank(rankings: Iterable[Ranking]) -> Ranking:
     """Rank the neurons for some classes by the best rank in any of their rankings, of which there must be at least one.
 
@@ -135,12 +171,12 @@ def scaled(scores: Tensor) -> Tensor:
 
 
 def widths(
-    layers: Mapping[str, int], share: float, *, powers: tuple[float, float] = POWERS, round_to: int = 1
+    layers: Mapping[str, int], share: float, *, powers: tuple[float, float] = (1.0, 1.0), round_to: int = 1
 ) -> dict[str, int]:
     """Spread a share in (0, 1] of the network over its layers: how many neurons of each are kept, {layer: count}.
 
-    A layer of N neurons keeps N * share ** p of them, where p rises linearly over the layers: with powers below 1 first
-    and above 1 last, early layers keep more than late ones. A larger share gives no layer less, and 1 gives all.
+    A layer of N neurons keeps N * share ** p of them, where p changes linearly over the layers: with powers below 1
+    first and above 1 last, early layers keep more than late ones. A larger share gives no layer less, and 1 gives all.
 
     Args:
         layers: N of every layer, in forward order.

@@ -13,6 +13,7 @@ from tests.battery.trained import KINDS, QUICK, sealed, trained
 from tests.nets import assert_equal, state
 from torchslice.graph.neurons import Neurons
 from torchslice.judge import calibrate, evaluate_stages, predict, recalibrate
+from torchslice.rankings import by_best_rank, widths
 from torchslice.slices import union
 from torchslice.training import Outcome
 
@@ -91,12 +92,13 @@ def test_gates(name: str) -> None:
 @NAMES
 def test_sub_tasks(name: str) -> None:
     neurons, (_, task) = fresh(name), trained(name)
-    slices = {label: neurons.random(0.6, seed=seed) for seed, label in enumerate(task.classes)}
-    objective = ts.subtasks.objective(neurons, slices)
+    rankings = ts.subtasks.rank(neurons, sealed(task), progress=False)
+    objective = ts.subtasks.objective(neurons, rankings)
     training = replace(QUICK, epochs=8, learning_rate=0.1)
-    rows = ts.fit(neurons.model, sealed(task), training, objective=objective, classes_per_batch=objective.sizes)
+    rows = ts.fit(neurons.model, sealed(task), training, objective=objective)
     assert rows[-1]["loss"] < rows[0]["loss"]
-    small = ts.extract(neurons, slices["ant"] | slices["cat"], classes=["ant", "cat"])
+    ranking = by_best_rank([rankings["ant"], rankings["cat"]])
+    small = ts.extract(neurons, ranking.prefix(widths(ranking.layers, 0.5)), classes=["ant", "cat"])
     better = recalibrate(small, sealed(task).restrict(["ant", "cat"]))
     assert ts.accuracy(better, task.restrict(["ant", "cat"])).overall > 0.8
 

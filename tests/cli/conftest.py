@@ -107,7 +107,7 @@ def gates(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def subtasks(shared: Path) -> Path:
     """A run of sub-task training."""
-    return train(shared / "subtasks", replace(TINY, method=Method("subtasks", neuron_fraction=0.3)))
+    return train(shared / "subtasks", replace(TINY, method=Method("subtasks")))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from .conftest import TINY
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(demo, "RECIPE", replace(TINY, method=Method(neuron_fraction=0.3)))
+    monkeypatch.setattr(demo, "RECIPE", replace(TINY, method=Method()))
     monkeypatch.setattr(demo, "TUNING", replace(demo.TUNING, epochs=1))
     monkeypatch.setattr(demo, "SEEDS", 2)
     monkeypatch.setattr(demo, "TASKS", (("3", "8"), ("1", "4", "7")))
@@ -24,7 +24,13 @@ def tiny(monkeypatch):
 def test_the_demo_tells_the_story_and_keeps_its_files(torchslice, tmp_path):
     result = torchslice("demo", "--out", tmp_path / "demo", "--device", "cpu")
     assert result.code == 0, result.err
-    for part in ("1. Train 2", "2. The slices", "class slices keep", "3. Cut", "control: random slice", "4. Compare"):
+    for part in (
+        "1. Train 2",
+        "2. Every class has its neurons in an order",
+        "3. Cut",
+        "control: random slice",
+        "4. Compare",
+    ):
         assert part in result.out
     assert "bit-equal" in result.out and "Next" in result.out
     files = sorted(path.name for path in (tmp_path / "demo").iterdir())

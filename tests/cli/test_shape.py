@@ -35,7 +35,7 @@ TABLE = {
     "neurons": {"MODEL": None, "num_classes": 10, "input_shape": "3x32x32", "model_argument": None, **RUNNING},
     "train": {
         **{"MODEL": None, "DATA": None, "out": None, "method": "subtasks", "standard_epochs": None},
-        **{"neuron_fraction": 0.15, "taper": 0.1, "cohesion_weight": 0.5, "coupling_weight": 1.5},
+        **{"cohesion_weight": 0.5, "coupling_weight": 1.5},
         **TRAINING,
         **{"epochs": 30, "train_limit": None, "model_argument": None, "data_option": None, "data_dir": None},
         "json": False,
@@ -45,7 +45,7 @@ TABLE = {
         **{name: default for name, default in OPENING.items() if name != "slices"},
         **{"by": None, "frequency_threshold": 0.9, "metric": "taylor", "samples_per_class": 256},
         **{"strategy": "reach-theta", "theta": None, "slope": None, "criterion": None, "positions": None},
-        **{"neuron_fraction": None, "taper": None, "tied": True, "gates": "fold", **OUT, **RUNNING},
+        **{"neuron_fraction": None, "tied": True, "gates": "fold", **OUT, **RUNNING},
     },
     "extract": {
         **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": None, "gates": "fold"},

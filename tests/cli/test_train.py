@@ -5,9 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-import torchslice as ts
 from torchslice.runs import Run
-from torchslice.slices import union
 from torchslice.training.checkpoint import Checkpoint
 
 from .conftest import TRAIN, neurons_of
@@ -61,7 +59,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(torchslice, request
 
 def test_sub_task_training_resumes_in_its_second_part(torchslice, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "run"
-    arguments = [*TRAIN, "--epochs", 4, "--neuron-fraction", 0.3, "--out"]
+    arguments = [*TRAIN, "--epochs", 4, "--out"]
     assert [row["epoch"] for row in torchslice(*arguments, whole, "--json").json["history"]] == [1, 2, 3, 4]
     with interrupted_after(3):
         assert torchslice(*arguments, out).code == 130
@@ -73,8 +71,7 @@ def test_sub_task_training_resumes_in_its_second_part(torchslice, tmp_path):
 @pytest.mark.parametrize("method", ["standard", "gates", "subtasks"])
 def test_more_epochs_continue_a_finished_run(torchslice, request, method, copy_of):
     out = copy_of(request.getfixturevalue(method))
-    fraction = ("--neuron-fraction", 0.3) if method == "subtasks" else ()
-    arguments = [*TRAIN, "--method", method, *fraction, "--out", out]
+    arguments = [*TRAIN, "--method", method, "--out", out]
     result = torchslice(*arguments, "--epochs", 3, "--json")
     assert [row["epoch"] for row in result.json["history"]] == [1, 2, 3] and result.json["resumed_after"] == 2
     assert Run.open(out).recipe.training.epochs == 3 and Run.open(out).epochs_done == 3
@@ -113,12 +110,3 @@ def test_a_network_and_data_of_ones_own(torchslice, own, tmp_path):
         assert words == ["evaluate", str(out), f"{own}:load", "--data-option", "names=01278", "--allow-import"]
         torchslice(*words[:-1]).refused("netsofatest", "--allow-import")
         assert [*torchslice(*words, "--json").json["class_accuracy"]] == ["1", "7"]
-
-
-def test_neurons_of_no_class_are_zero_in_the_network_of_a_sub_task_run(torchslice, tmp_path):
-    out = tmp_path / "run"
-    assert torchslice(*TRAIN, "--neuron-fraction", 0.05, "--out", out).code == 0
-    neurons, task = neurons_of(out)
-    used = union(Run.open(out).slices().values())
-    assert used.neuron_retention < 1
-    assert ts.masked(neurons, used)(task.example).equal(neurons.model(task.example))

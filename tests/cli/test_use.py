@@ -8,6 +8,7 @@ import torch
 import torchslice as ts
 from torchslice.cli.slice import STRATEGIES
 from torchslice.runs import Run
+from torchslice.runs.run import prefixes
 
 from .conftest import neurons_of
 
@@ -59,15 +60,18 @@ def test_a_run_with_gates_goes_without_them_by_contribution(torchslice, gates, c
     assert found["fold"] != found["drop"]
 
 
-def test_slices_by_training_are_those_that_training_was_given(torchslice, subtasks, copy_of):
+def test_slices_by_training_are_prefixes_of_its_rankings(torchslice, subtasks, copy_of):
     folder = copy_of(subtasks)
-    result = torchslice("slice", folder, *CPU, "--json").json
-    assert result["by"] == "training" and result["strategy"]["neuron_fraction"] == 0.3
-    assert all(abs(kept - 0.3) < 0.05 for kept in result["neuron_retention"]["classes"].values())
-    assert Run.open(folder).slices() == {**Run.open(folder).given_slices()}
+    rankings = Run.open(folder).rankings()
+    assert Run.open(folder).slices() == prefixes(rankings) and set(rankings) == set("0123456789")
+    result = torchslice("slice", folder, "--share", 0.5, *CPU, "--json").json
+    assert result["by"] == "training" and result["share"] == 0.5
+    assert Run.open(folder).slices() == prefixes(rankings, 0.5)
+    kept = {name: slice_.neuron_retention for name, slice_ in prefixes(rankings, 0.5).items()}
+    assert result["neuron_retention"]["classes"] == kept
     other = torchslice("slice", folder, "--by", "contribution", "--theta", 0.7, *FEW, *CPU, "--json").json
     assert other["strategy"]["strategy"] == "ReachTheta"
-    assert Run.open(folder).slices() != {**Run.open(folder).given_slices()}
+    assert Run.open(folder).slices() != prefixes(rankings, 0.5)
 
 
 # -- extract ------------------------------------------------------------------------------------------------------

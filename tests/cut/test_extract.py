@@ -13,7 +13,8 @@ from tests.nets import Tiny, lively
 from torchslice.cut.extract import check_close, eval_logits, extract, held_view, masked, retention
 from torchslice.errors import TorchsliceError
 from torchslice.graph.find import find_neurons
-from torchslice.graph.plan import held_tensors, plan, zero_out
+from torchslice.graph.plan import cut_tensors, plan, resize, zero_out
+from torchslice.graph.views import view_of
 from torchslice.slices import Slice
 
 IMAGES = torch.linspace(-1, 1, 2 * 8 * 8).reshape(2, 1, 8, 8)
@@ -146,8 +147,10 @@ def test_views_and_masks_and_zeroed_weights_compute_the_same(neurons) -> None:
     assert torch.equal(eval_logits(held_view(model, held), neurons), expected)
     assert not any(module._forward_hooks for module in model.modules())
     with torch.no_grad():
-        computed = torch.func.functional_call(model, held_tensors(model, {"norm1": held["norm1"]}), IMAGES)
-        assert torch.allclose(computed, held_view(model, {"norm1": held["norm1"]})(IMAGES), atol=1e-6)
+        what, small = plan(neurons, SLICE), view_of(model)
+        computed = torch.func.functional_call(resize(small, what), cut_tensors(model, what), (IMAGES,))
+        assert torch.allclose(computed, expected, atol=1e-6)
+        assert model.conv1.out_channels == 8 > small.conv1.out_channels
     zero_out(model, plan(neurons, SLICE))
     assert torch.allclose(eval_logits(model, neurons), expected, atol=1e-6)
     assert not model.conv1.weight[5:].any() and torch.equal(model.norm1.running_var[5:], torch.ones(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,117 +11,125 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.battery.zoo import NETWORKS, make
-from torchslice.cut.extract import held_view, masked
+from torchslice.cut.extract import held_view
 from torchslice.data import load
 from torchslice.errors import TorchsliceError
-from torchslice.find.subtasks import objective
+from torchslice.find.subtasks import SubTask, SubTasks, objective
 from torchslice.graph.find import find_neurons
 from torchslice.graph.plan import plan
-from torchslice.inputs import join, run
+from torchslice.inputs import join, map_tensors, run
 from torchslice.models import create
-from torchslice.slices import union
-from torchslice.training import Training, accuracy, fit
+from torchslice.rankings import by_best_rank, by_score, widths
+from torchslice.training import Training, fit
 
-CLASSES = (1, 4, 7)
+CLASSES, ALL = (1, 4, 7), tuple(range(10))
 RANDOM = ("efficientnet_b0", "convnext_tiny")  # they leave out whole blocks at random while training
 
 
-def random_slices(neurons, fraction=0.3):
-    return {str(label): neurons.random(fraction, seed=label) for label in range(neurons.num_classes)}
+def random_rankings(neurons):
+    generator = torch.Generator().manual_seed(0)
+    layers = {name: layer.count for name, layer in neurons.layers.items()}
+    return {
+        str(label): by_score({name: torch.rand(count, generator=generator) for name, count in layers.items()})
+        for label in range(neurons.num_classes)
+    }
 
 
-def sub_tasks_of(name):
-    """A network in float64 and training mode without dropout, a copy, an objective with random slices, and a batch."""
+def part_of(sub_tasks, classes, share):
+    """The slice of some classes at a share of the network."""
+    ranking = by_best_rank(sub_tasks.rankings[label] for label in classes)
+    return ranking.prefix(widths(ranking.layers, share))
+
+
+@pytest.mark.parametrize(("classes", "share"), [(CLASSES, 0.3), (CLASSES, 1.0), (ALL, 0.5)])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in RANDOM])
+def test_logits_and_gradients_are_those_of_the_network_held_to_the_slice(name, classes, share):
     model, example = make(name, torch.float64)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     neurons, reference = find_neurons(model, example), copy.deepcopy(model).train()
-    return model.train(), reference, objective(neurons, random_slices(neurons)), join([example] * 3)
-
-
-class Wrapped(nn.Module):
-    """As DistributedDataParallel does: every call goes through the wrapper."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
-
-
-@pytest.mark.parametrize("how", ["some classes", "wrapped", "all classes"])
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in RANDOM])
-def test_logits_and_gradients_are_those_of_the_network_held_to_the_slices(name, how):
-    model, reference, sub_tasks, inputs = sub_tasks_of(name)
-    classes = tuple(range(10)) if how == "all classes" else CLASSES
-    before = {where: buffer.clone() for where, buffer in model.named_buffers()}
-    held = plan(sub_tasks.neurons, union(sub_tasks.slices[label] for label in classes)).held
-    expected = run(held_view(reference, held), inputs)[:, list(classes)]
-    actual = sub_tasks.logits(Wrapped(model) if how == "wrapped" else model, inputs, classes)
+    torch.manual_seed(1)  # samples differ, or norms of a few equal values magnify rounding
+    inputs = map_tensors(lambda t: t + torch.randn_like(t) if t.is_floating_point() else t, join([example] * 3))
+    sub_tasks = objective(neurons, random_rankings(neurons), round_to=1)
+    before = {where: buffer.clone() for where, buffer in model.train().named_buffers()}
+    expected = run(held_view(reference, plan(neurons, part_of(sub_tasks, classes, share)).held), inputs)
+    expected = expected[:, list(classes)]
+    actual = sub_tasks.logits(model, inputs, classes, share)
     assert (actual - expected).abs().max() <= 1e-9 * expected.abs().max()
     for logits in (actual, expected):
         F.cross_entropy(logits, torch.arange(len(logits)) % 3).backward()
     largest = max(p.grad.abs().max() for p in reference.parameters() if p.grad is not None)
     for (where, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
         mine, theirs = (torch.zeros_like(x) if x.grad is None else x.grad for x in (p, q))
-        assert (mine - theirs).abs().max() <= 1e-9 * largest, where
-    for where, buffer in model.named_buffers():
-        assert torch.equal(buffer, before[where]) or how == "all classes", where
-    if how == "all classes":  # the network itself is the one held to all slices, its running statistics too
-        with torch.no_grad():
-            expected = run(held_view(reference.eval(), held), inputs)
-        assert (run(model.eval(), inputs) - expected).abs().max() <= 1e-9 * expected.abs().max()
+        assert (mine - theirs).abs().max() <= 1e-6 * largest, where
+    assert all(torch.equal(buffer, before[where]) for where, buffer in model.named_buffers())
 
 
 @pytest.fixture
 def small():
     model, example = make("convnet")
     neurons = find_neurons(model, example)
-    return model.train(), objective(neurons, random_slices(neurons)), torch.cat([example] * 10), neurons
+    sub_tasks = objective(neurons, random_rankings(neurons), round_to=1)
+    return model.train(), sub_tasks, torch.cat([example] * 10), neurons
 
 
-def test_the_classes_of_the_batch_are_the_sub_task(small):
+def test_a_step_scores_its_classes_alone(small):
     model, sub_tasks, images, _ = small
-    loss, correct, parts = sub_tasks(model, images, torch.tensor([7, 1, 4, 4] * 5))
-    logits, own = sub_tasks.logits(model, images, (1, 4, 7)), torch.tensor([2, 0, 1, 1] * 5)
-    assert loss.item() == pytest.approx(F.cross_entropy(logits, own).item())
+    loss, correct, parts = SubTask(sub_tasks, CLASSES, 0.5)(model, images, torch.tensor([7, 1, 4, 4] * 5))
+    logits, own = sub_tasks.logits(model, images, CLASSES, 0.5), torch.tensor([2, 0, 1, 1] * 5)
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, own, label_smoothing=0.1).item())
     assert torch.equal(correct, logits.argmax(1) == own) and parts == {}
 
 
-def test_running_statistics_are_those_of_batches_with_all_classes(small):
+def test_a_step_of_the_whole_is_a_standard_one_and_the_only_one_that_changes_statistics(small):
     model, sub_tasks, images, _ = small
+    labels, reference = torch.arange(20) % 10, copy.deepcopy(model)
     statistics = [buffer.clone() for buffer in model.buffers()]
-    sub_tasks(model, images, torch.arange(20) % 3)
+    SubTask(sub_tasks, (2, 5), 1.0)(model, images, 2 + 3 * (labels % 2))
+    SubTask(sub_tasks, ALL, 0.5)(model, images, labels)
     assert all(a.equal(b) for a, b in zip(statistics, model.buffers(), strict=True))
-    sub_tasks(model, images, torch.arange(20) % 10)
-    assert not any(a.equal(b) for a, b in zip(statistics, model.buffers(), strict=True))
+    loss, _, _ = SubTask(sub_tasks, ALL)(model, images, labels)
+    assert loss.equal(F.cross_entropy(reference(images), labels, label_smoothing=0.1))
+    assert all(a.equal(b) for a, b in zip(reference.buffers(), model.buffers(), strict=True))
 
 
-def test_a_batch_without_two_samples_of_a_class_is_of_all_classes(small):
-    model, sub_tasks, images, _ = small
-    statistics, labels = [buffer.clone() for buffer in model.buffers()], torch.tensor([7, 1, 4])
-    loss, _, _ = sub_tasks(model, images[:3], labels)
-    assert not any(a.equal(b) for a, b in zip(statistics, model.buffers(), strict=True))
-    expected = F.cross_entropy(sub_tasks.logits(model, images[:3], tuple(range(10))), labels)
-    assert loss.item() == pytest.approx(expected.item())
-
-
-@pytest.mark.parametrize(
-    ("classes", "sizes"), [(2, (2, 2, 2, 2)), (3, (3, 2, 3, 3)), (10, (5, 2, 10, 10)), (100, (15, 2, 100, 100))]
-)
-def test_half_of_the_batches_are_of_all_classes(classes, sizes):
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, classes))
+def test_what_is_drawn():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 10))
     neurons = find_neurons(model, torch.randn(2, 4))
-    assert objective(neurons, {str(label): neurons.full() for label in range(classes)}).sizes == sizes
+    sub_tasks = objective(neurons, random_rankings(neurons), whole=0.25, least=0.5)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [sub_tasks.draw(generator) for _ in range(2000)]
+    whole, parts = ([step for step in drawn if (step.classes == ALL) is all_] for all_ in (True, False))
+    assert {step.share for step in whole} == {1.0} and 400 < len(whole) < 600
+    assert {len(step.classes) for step in parts} == {2, 5}  # sqrt(2 * 10) rounded up
+    assert {step.share for step in parts} == {level / 16 for level in range(9, 17)}
+    assert all(step.classes == tuple(sorted({*step.classes})) for step in parts)
+    assert {label for step in parts for label in step.classes} == {*ALL}
+    again = sub_tasks.draw(torch.Generator().manual_seed(0))
+    assert (again.classes, again.share) == (drawn[0].classes, drawn[0].share)
 
 
-def test_one_sub_task_leaves_no_trace_in_the_next(small):
+def test_widths_are_those_of_the_sub_models_that_are_cut(small):
+    model, _, images, neurons = small
+    sub_tasks = objective(neurons, random_rankings(neurons))
+    ranking = by_best_rank(sub_tasks.rankings[label] for label in (1, 4))
+    counts = widths(ranking.layers, 0.4, round_to=8)
+    assert any(count < ranking.layers[name] for name, count in counts.items())
+    held = held_view(copy.deepcopy(model), plan(neurons, ranking.prefix(counts)).held)
+    actual = sub_tasks.logits(model, images, (1, 4), 0.4)
+    assert torch.allclose(actual, held(images)[:, [1, 4]], atol=1e-5)
+
+
+def test_one_step_leaves_no_trace_in_the_next(small):
     model, sub_tasks, images, _ = small
-    first = sub_tasks.logits(model, images, (1, 4))
-    sub_tasks.logits(model, images, (0, 2, 3, 5, 6, 7, 8))
-    assert sub_tasks.logits(model, images, (1, 4)).equal(first)
+    first = sub_tasks.logits(model, images, (1, 4), 0.5)
+    sub_tasks.logits(model, images, (0, 2, 3, 5, 6, 7, 8), 0.8)
+    assert sub_tasks.logits(model, images, (1, 4), 0.5).equal(first)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.classifier.weight.zero_()
+    assert not sub_tasks.logits(other, images, (1, 4), 0.5).equal(first)
 
 
 def test_the_output_of_the_neurons_picks_the_logits(small):
@@ -134,44 +143,72 @@ def test_the_output_of_the_neurons_picks_the_logits(small):
 
     model, images = Scoring(), small[2]
     neurons = find_neurons(model, images[:2], output=lambda result: result["scores"])
-    expected = small[1].logits(small[0], images, (1, 4))
-    assert objective(neurons, random_slices(neurons)).logits(model, images, (1, 4)).equal(expected)
+    expected = small[1].logits(small[0], images, (1, 4), 0.5)
+    assert objective(neurons, random_rankings(neurons), round_to=1).logits(model, images, (1, 4), 0.5).equal(expected)
 
 
-def test_it_trains_with_batches_of_few_classes_and_neurons_of_no_class_stay_zero():
-    task = load("digits").limit(train=200)
+def test_it_trains_the_whole_and_the_parts():
+    task = load("digits")
+    torch.manual_seed(0)
     model = create("convnet", num_classes=10, channels=1, width=0.25)
     neurons = find_neurons(model, task.example, classes=task.classes)
-    half = neurons.random(0.5)
-    sub_tasks = objective(neurons, dict.fromkeys(reversed(task.classes), half))
-    before = copy.deepcopy(model.state_dict())
-    training = Training(epochs=16, batch_size=50, device="cpu", precision="fp32", progress=False)
-    rows = fit(model, task, training, objective=sub_tasks, classes_per_batch=sub_tasks.sizes)
-    assert rows[-1]["loss"] < rows[0]["loss"] / 2
-    inside, weight = half["features.0.0"], model.get_submodule("features.0.0").weight
-    assert not weight[~inside].any()
-    assert weight[inside].any() and not weight[inside].equal(before["features.0.0.weight"][inside])
-    held = accuracy(masked(neurons, half), task, "validation").overall
-    assert held == pytest.approx(rows[-1]["validation_accuracy"]) and held > 0.5
+    sub_tasks = objective(neurons, random_rankings(neurons))
+    training = Training(epochs=10, batch_size=32, device="cpu", precision="fp32", progress=False)
+    rows = fit(model, task, training, objective=sub_tasks)
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2 and rows[-1]["validation_accuracy"] > 0.9
+    images, labels = next(iter(task.batches("validation", 1000)))
+    right = []
+    for one, other in ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9)):
+        chosen = (labels == one) | (labels == other)
+        with torch.no_grad():  # batch norms use the statistics of these images
+            logits = sub_tasks.logits(model.train(), images[chosen], (one, other), 0.5)
+        right.append(logits.argmax(1) == (labels[chosen] == other))
+    assert torch.cat(right).double().mean() > 0.9
 
 
-def test_slices_are_put_in_the_order_of_the_named_classes(small):
+class Interrupted(SubTasks):
+    """Sub-tasks, interrupted by Ctrl-C in the second step after the first epoch."""
+
+    def draw(self, generator):
+        self.drawn = getattr(self, "drawn", 0) + 1
+        if self.drawn > 7:
+            raise KeyboardInterrupt
+        return super().draw(generator)
+
+
+def test_resuming_draws_the_same_sub_tasks(tmp_path):
+    task = load("digits").limit(train=300)
+    training = Training(epochs=2, batch_size=50, device="cpu", precision="fp32", progress=False)
+    trained = []
+    for kinds in ([objective], [Interrupted, objective]):
+        for kind in kinds:
+            torch.manual_seed(0)
+            model = create("convnet", num_classes=10, channels=1, width=0.25)
+            sub_tasks = kind(neurons := find_neurons(model, task.example), random_rankings(neurons))
+            with pytest.raises(KeyboardInterrupt) if kind is Interrupted else nullcontext():
+                fit(model, task, training, objective=sub_tasks, folder=tmp_path / str(len(kinds)))
+        trained.append(model.state_dict())
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
+
+
+def test_rankings_are_put_in_the_order_of_the_named_classes(small):
     model, example = make("convnet")
     neurons = find_neurons(model, example, classes=[f"class {label}" for label in range(10)])
-    slices = {f"class {label}": neurons.random(0.3, seed=label) for label in range(10)}
-    mixed = {name: slices[name] for name in sorted(slices, reverse=True)}
-    assert objective(neurons, mixed).slices == tuple(slices.values())
-    with pytest.raises(TorchsliceError, match="there is no slice for class 'class 9'"):
-        objective(neurons, {**dict(list(slices.items())[:9]), "other": slices["class 0"]})
+    rankings = {f"class {label}": ranking for label, ranking in random_rankings(neurons).items()}
+    mixed = {name: rankings[name] for name in sorted(rankings, reverse=True)}
+    assert objective(neurons, mixed).rankings == tuple(rankings.values())
+    with pytest.raises(TorchsliceError, match="there is no ranking for class 'class 9'"):
+        objective(neurons, {**dict(list(rankings.items())[:9]), "other": rankings["class 0"]})
 
 
-def test_slices_that_do_not_fit_are_refused(small):
+def test_what_does_not_fit_is_refused(small):
     _, sub_tasks, images, neurons = small
-    some = dict(zip("abc", sub_tasks.slices, strict=False))
-    with pytest.raises(TorchsliceError, match="a slice for each of the 10 classes of the model, got 3"):
+    some = dict(zip("abc", sub_tasks.rankings, strict=False))
+    with pytest.raises(TorchsliceError, match="a ranking for each of the 10 classes of the model, got 3"):
         objective(neurons, some)
-    wrong = find_neurons(make("simcnn")[0], images[:2]).full()
+    wrong = random_rankings(find_neurons(make("simcnn")[0], images[:2]))
     with pytest.raises(TorchsliceError, match="slice of another model"):
-        objective(neurons, {str(label): wrong for label in range(10)})
-    with pytest.raises(TorchsliceError, match="keeps no neuron|is empty"):
-        objective(neurons, {str(label): neurons.none() for label in range(10)})
+        objective(neurons, wrong)
+    for settings in ({"whole": 0}, {"least": 1.5}, {"label_smoothing": 1}, {"round_to": 0}):
+        with pytest.raises(TorchsliceError, match=f"{next(iter(settings))} must be"):
+            objective(neurons, random_rankings(neurons), **settings)

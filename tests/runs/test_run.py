@@ -12,8 +12,7 @@ from torchslice import TorchsliceError, files
 from torchslice.find.gates import GatedModel
 from torchslice.runs import Run
 from torchslice.runs.recipe import Method
-from torchslice.runs.run import settled
-from torchslice.slices import union
+from torchslice.runs.run import prefixes, settled
 
 CHECKPOINT = "training/checkpoint.safetensors"
 
@@ -53,10 +52,10 @@ def test_more_epochs_continue_a_finished_run_only(standard, copy_of, task, tmp_p
 
 
 def test_more_epochs_of_sub_task_training_go_to_its_second_part(subtasks):
-    recipe = replace(epochs(6), method=Method(neuron_fraction=0.3))
+    recipe = replace(epochs(6), method=Method())
     assert recipe.first_epochs == 3 and settled(subtasks, recipe).first_epochs == 1
     with pytest.raises(TorchsliceError, match="standard_epochs was 1, now 3"):
-        settled(subtasks, replace(recipe, method=Method(neuron_fraction=0.3, standard_epochs=3)))
+        settled(subtasks, replace(recipe, method=Method(standard_epochs=3)))
 
 
 @pytest.mark.parametrize(
@@ -154,12 +153,6 @@ def test_the_network_is_the_trained_one(standard, gates, task):
     assert ts.accuracy(neurons.model, task, "validation").overall == last and neurons.classes == task.classes
 
 
-def test_neurons_of_no_class_are_zero_after_sub_task_training(subtasks, task):
-    run = Run.open(subtasks)
-    neurons, used = run.network(task, device="cpu"), union(run.slices().values())
-    assert ts.masked(neurons, used)(task.example).equal(neurons.model(task.example))
-
-
 def test_other_data_are_refused(standard, copy_of):
     folder = copy_of(standard)
     content = json.loads((folder / "run.json").read_text())
@@ -196,17 +189,20 @@ def test_slices_of_other_weights_are_refused(sliced, task):
         longer.slices()
 
 
-def test_sub_task_runs_fall_back_on_the_slices_they_were_given(subtasks, standard, copy_of):
+def test_sub_task_runs_have_rankings_and_fall_back_on_their_slices(subtasks, standard, copy_of, task):
     run = Run.open(subtasks)
-    assert run.slices() == {**run.given_slices()} and run.given_slices().strategy.neuron_fraction == 0.3
+    rankings = run.rankings()
+    assert run.slices() == prefixes(rankings) and tuple(rankings) == task.classes
+    neurons = run.network(task, device="cpu")
+    assert rankings["3"].layers == {name: layer.count for name, layer in neurons.layers.items()}
     with pytest.raises(TorchsliceError, match="no slices yet.*--by contribution"):
         Run.open(standard).slices()
-    with pytest.raises(TorchsliceError, match="trained with method 'standard', without slices"):
-        Run.open(standard).given_slices()
+    with pytest.raises(TorchsliceError, match="trained with method 'standard', without rankings"):
+        Run.open(standard).rankings()
     folder = copy_of(subtasks)
-    (folder / "subtasks.json").write_text((folder / "subtasks.json").read_text().replace('"found"', '"lost"'))
-    with pytest.raises(TorchsliceError, match=r"subtasks.json is damaged.*train anew"):
-        Run.open(folder).given_slices()
+    (folder / "rankings.json").write_text((folder / "rankings.json").read_text().replace("classes", "lost"))
+    with pytest.raises(TorchsliceError, match=r"rankings.json is not of torchslice, or damaged: it has no classes"):
+        Run.open(folder).rankings()
 
 
 # -- damage -------------------------------------------------------------------------------------------------------
@@ -230,7 +226,8 @@ def use(folder, task):
         for slice_ in run.slices().values():
             neurons.check(slice_)
         if run.recipe.method.method == "subtasks":
-            str(run.given_slices())
+            for ranking in run.rankings().values():
+                neurons.check(ranking.prefix(ranking.layers))
 
 
 def mutated(text, draw):
@@ -251,13 +248,13 @@ def mutated(text, draw):
     return json.dumps(content)
 
 
-@pytest.mark.parametrize("file", ["run.json", "slices.json", "subtasks.json"])
+@pytest.mark.parametrize("file", ["run.json", "slices.json", "rankings.json"])
 def test_damaged_files_are_errors_of_ours(standard, subtasks, copy_of, task, file, monkeypatch):
     load = ts.data.load
     monkeypatch.setattr(
         "torchslice.data.load", lambda *a, **k: task if (a, k) == (("digits", None), {"seed": 0}) else load(*a, **k)
     )
-    folder = copy_of(subtasks if file == "subtasks.json" else standard)
+    folder = copy_of(subtasks if file == "rankings.json" else standard)
     run = Run.open(folder)
     if file == "slices.json":
         neurons = run.network(task, device="cpu")

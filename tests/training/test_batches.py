@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given
@@ -28,6 +30,17 @@ TASKS = {
 }
 
 
+@dataclass(frozen=True)
+class Two:
+    """A step about two of three classes."""
+
+    classes: tuple[int, ...]
+
+
+def two_of_three(generator: torch.Generator) -> Two:
+    return Two(tuple(sorted(torch.randperm(3, generator=generator)[:2].tolist())))
+
+
 def flat(inputs) -> torch.Tensor:
     return inputs["number"] if isinstance(inputs, dict) else inputs
 
@@ -45,7 +58,7 @@ def test_an_epoch_visits_nearly_every_sample_once(count, batch, ranks):
 @pytest.mark.parametrize("kind", TASKS)
 def test_epochs_differ_and_repeat(kind):
     batches = Batches(TASKS[kind](), batch_size=8, seed=3)
-    first, again, second = ([(flat(x), y) for x, y in batches.epoch(e)] for e in (1, 1, 2))
+    first, again, second = ([(flat(x), y) for x, y, _ in batches.epoch(e)] for e in (1, 1, 2))
     assert all(torch.equal(x, z) and torch.equal(y, w) for (x, y), (z, w) in zip(first, again, strict=True))
     assert not torch.equal(torch.cat([y for _, y in first]), torch.cat([y for _, y in second]))
     assert len(batches) == len(first)
@@ -53,50 +66,53 @@ def test_epochs_differ_and_repeat(kind):
 
 
 @pytest.mark.parametrize("kind", TASKS)
-@pytest.mark.parametrize("sizes", [None, (2, 3)])
-def test_processes_share_the_same_global_batches(kind, sizes):
+@pytest.mark.parametrize("draw", [None, two_of_three])
+def test_processes_share_the_same_global_batches_and_what_was_drawn(kind, draw):
     made = TASKS[kind]()
-    settings = {"batch_size": 8, "seed": 0, "classes_per_batch": sizes}
+    settings = {"batch_size": 8, "seed": 0, "draw": draw}
     one = Batches(made, **settings)
     two = [Batches(made, ranks=Ranks(rank, 2), **settings) for rank in (0, 1)]
     parts = list(zip(one.epoch(4), two[0].epoch(4), two[1].epoch(4), strict=True))
     assert len(parts) == len(one) >= 3
-    for (inputs, labels), (left, left_labels), (right, right_labels) in parts:
+    for (inputs, labels, step), (left, left_labels, left_step), (right, right_labels, right_step) in parts:
+        assert step == left_step == right_step and (step is None) is (draw is None)
+        assert draw is None or labels.unique().tolist() == [*step.classes]
         assert torch.equal(flat(inputs), torch.cat([flat(left), flat(right)]))
         assert torch.equal(labels, torch.cat([left_labels, right_labels]))
         if kind != "images":
             assert torch.equal(flat(inputs).long() % 3, labels)
 
 
-@given(
-    counts=st.lists(st.integers(1, 20), min_size=2, max_size=6),
-    size=st.integers(2, 30),
-    sets=st.lists(st.integers(2, 8), min_size=1, max_size=3),
-)
-def test_batches_of_few_classes_have_equal_parts_and_use_every_sample_of_a_class_before_one_comes_again(
-    counts, size, sets
-):
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    allowed = {min(s, len(counts), size) for s in sets}
-    seen = torch.zeros(len(labels), dtype=torch.int64)
-    for batch in class_batches(labels, size, sets, 12, torch.Generator().manual_seed(0)):
-        parts = labels[batch].bincount()
-        parts = parts[parts > 0]
-        assert len(batch) == size and len(parts) in allowed
-        assert parts.max() - parts.min() <= 1
-        seen += batch.bincount(minlength=len(labels))
-    turns = [seen[labels == label] for label in range(len(counts))]
+@given(counts=st.lists(st.integers(1, 20), min_size=2, max_size=6), size=st.integers(2, 30), draw=st.data())
+def test_batches_are_of_the_classes_drawn_and_use_every_sample_before_one_comes_again(counts, size, draw):
+    labels, every = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), range(len(counts))
+    some = st.sets(st.sampled_from(every), min_size=1, max_size=min(size, len(counts)))
+    steps = [Two(tuple(sorted(classes))) for classes in draw.draw(st.lists(some, min_size=5, max_size=12))]
+    of_few, of_all = torch.zeros(2, len(labels), dtype=torch.int64)
+    for (batch, step), drawn in zip(class_batches(labels, size, steps, torch.Generator()), steps, strict=True):
+        assert step is drawn and len(batch) == size
+        if len(step.classes) == len(counts):
+            of_all += batch.bincount(minlength=len(labels))
+        else:
+            parts = labels[batch].bincount(minlength=len(counts))
+            assert parts.nonzero().flatten().tolist() == [*step.classes]
+            assert parts[parts > 0].max() - parts[parts > 0].min() <= 1
+            of_few += batch.bincount(minlength=len(labels))
+    turns = [of_all, *(of_few[labels == label] for label in every)]
     assert all(own.max() - own.min() <= 1 for own in turns)
 
 
-def test_classes_without_a_sample_are_never_drawn():
-    for batch in class_batches(torch.tensor([0, 3, 0, 3]), 4, [2], 5, torch.Generator()):
-        assert len(batch) == 4 and sorted(set(batch.tolist())) == [0, 1, 2, 3]
+def test_a_class_without_a_sample_cannot_be_drawn():
+    split = Stored(torch.zeros(4, 2), torch.tensor([0, 2, 0, 2]))
+    made = Task("small", ("a", "b", "c"), split, split, split)
+    with pytest.raises(TorchsliceError, match="class 'b' of small has no training sample"):
+        Batches(made, batch_size=2, seed=0, draw=two_of_three)
+    assert len(Batches(made, batch_size=2, seed=0)) == 2
 
 
 def test_without_augmentation_the_inputs_are_the_training_samples():
     made = tiny_task(flip=False, crop_padding=0)
-    images = torch.cat([x for x, _ in Batches(made, batch_size=8, seed=0).epoch(1)])
+    images = torch.cat([x for x, *_ in Batches(made, batch_size=8, seed=0).epoch(1)])
     plain = torch.cat([x for x, _ in made.batches("train", 8)])
     assert torch.equal(images.flatten(1).sum(1).sort().values, plain.flatten(1).sum(1).sort().values)
 

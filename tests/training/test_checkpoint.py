@@ -169,7 +169,6 @@ def test_other_arguments_do_not_resume(tmp_path):
     refused("objective was", objective=lambda *arguments: CrossEntropy()(*arguments))
     refused("task was", task=tiny_task(30))
     refused("keep was 'last', now 'best'", keep="best")
-    refused("classes_per_batch was None, now", classes_per_batch=[2])
     refused(r"is of another model: .* missing in the", model=tiny_net(norm=False))
     assert_equal(before, state(model))
 

@@ -105,15 +105,22 @@ def test_output_picks_the_logits():
     assert_equal(state(one.net), state(other))
 
 
-def test_batches_of_few_classes():
+def test_an_objective_may_be_drawn_for_every_step():
     seen = []
 
-    def objective(model, inputs, labels):
-        seen.append(len(labels.unique()))
-        return CrossEntropy()(model, inputs, labels)
+    class Pair(CrossEntropy):
+        classes = (0, 2)
 
-    fit(tiny_net(), tiny_task(48), replace(QUIET, epochs=3), objective=objective, classes_per_batch=[2])
-    assert set(seen) == {2} and len(seen) == 18
+        def __call__(self, model, inputs, labels):
+            seen.append(labels.unique().tolist())
+            return super().__call__(model, inputs, labels)
+
+    class Pairs:
+        def draw(self, generator):
+            return Pair()
+
+    rows = fit(tiny_net(), tiny_task(48), replace(QUIET, epochs=3), objective=Pairs())
+    assert seen == [[0, 2]] * 18 and rows[-1]["steps"] == 18
 
 
 def test_the_objective_may_look_at_fewer_samples_and_have_parts():
@@ -294,7 +301,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(kind):
     ("options", "message"),
     [
         ({"keep": "first"}, "keep must be one of last, best, got 'first'"),
-        ({"classes_per_batch": [2, 9]}, "a batch has samples of 2 to 3 classes; got 9"),
         ({"training": replace(QUIET, device="abacus")}, "device 'abacus' cannot be used"),
     ],
 )

@@ -19,6 +19,7 @@ from torchslice.data import task as make_task
 from torchslice.errors import TorchsliceError
 from torchslice.find import gates, subtasks
 from torchslice.graph.find import find_neurons
+from torchslice.rankings import by_turns
 from torchslice.training import Training, fit
 from torchslice.training.ranks import Ranks, current_ranks, sum_over_ranks
 
@@ -49,9 +50,9 @@ def train_all(folder: Path | None) -> dict[str, dict]:
     rows["gates"] = fit(networks["gates"], task, TRAINING, objective=gates.objective())
     slices = gates.class_slices(networks["gates"], task, progress=False)
     neurons = find_neurons(networks["sub-tasks"], task.example, classes=task.classes)
-    parts = {name: neurons.random(0.6, seed=seed) for seed, name in enumerate(task.classes)}
-    objective = subtasks.objective(neurons, parts)
-    rows["sub-tasks"] = fit(neurons.model, task, TRAINING, objective=objective, classes_per_batch=[2, 3])
+    scores = {name: torch.arange(3 * layer.count).view(3, -1).cos() for name, layer in neurons.layers.items()}
+    objective = subtasks.objective(neurons, dict(zip(task.classes, by_turns(scores), strict=True)))
+    rows["sub-tasks"] = fit(neurons.model, task, TRAINING, objective=objective)
     masks = {f"{label} {layer}": mask for label, part in slices.items() for layer, mask in part.masks.items()}
     return {**{kind: state(networks[kind]) for kind in KINDS}, "masks": masks, "rows": rows}
 

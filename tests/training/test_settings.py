@@ -10,7 +10,6 @@ from torch import nn
 
 from torchslice.errors import TorchsliceError
 from torchslice.training import Training
-from torchslice.training.settings import sizes_of
 
 
 @pytest.mark.parametrize(
@@ -89,10 +88,3 @@ def test_only_what_requires_a_gradient_is_optimized():
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model[1].parameters()}
     with pytest.raises(TorchsliceError, match="parameter.*requires? a gradient; unfreeze what is to be trained"):
         Training().make_optimizer(model.requires_grad_(False))
-
-
-@pytest.mark.parametrize("size", [1, 0, 4, -1])
-def test_a_number_of_classes_that_cannot_be_is_an_error(size):
-    with pytest.raises(TorchsliceError, match=rf"a batch has samples of 2 to 3 classes; got {size}\."):
-        sizes_of((2, size), 3)
-    assert sizes_of((2, 3), 3) == [2, 3] and sizes_of(None, 3) is None

@@ -13,14 +13,16 @@ from ..errors import TorchsliceError
 from ..find import gates as gated_slices
 from ..find import semantic
 from ..find.gates import GatedModel
-from ..find.semantic import METRICS, Budget, PerClass, PerLayer, ReachTheta
-from ..runs.run import Run
+from ..find.semantic import METRICS, PerClass, PerLayer, ReachTheta
+from ..runs.run import SHARE, Run, prefixes
 from ..runs.slicefile import SliceFile, digest_of_model
 from ..runs.source import Opening, Source
+from ..slices import union
+from ..tables import percent
 from . import common
 from .options import Part, field_help
 
-STRATEGIES = {"reach-theta": ReachTheta, "per-class": PerClass, "per-layer": PerLayer, "budget": Budget}
+STRATEGIES = {"reach-theta": ReachTheta, "per-class": PerClass, "per-layer": PerLayer}
 
 
 class By(StrEnum):
@@ -37,11 +39,11 @@ class StrategyName(StrEnum):
     reach_theta = "reach-theta"
     per_class = "per-class"
     per_layer = "per-layer"
-    budget = "budget"
 
 
 #: What an option needs to play a part: another one, and its values.
 NEEDS = {
+    "share": ("by", ("training",)),
     "frequency_threshold": ("by", ("gates",)),
     **dict.fromkeys(("metric", "samples_per_class", "strategy", "tied", "gates"), ("by", ("contribution",))),
     **{
@@ -77,11 +79,12 @@ def slice(
     by: Annotated[
         By | None,
         typer.Option(
-            help="What tells which neurons a class needs: the slices that sub-task training was given, gates, or "
-            "contribution (any network).",
+            help="What tells which neurons a class needs: the rankings of sub-task training, gates, or contribution "
+            "(any network).",
             show_default="training, gates or contribution, by the method of the run",
         ),
     ] = None,
+    share: Annotated[float, typer.Option(help="training: share of the network that a class gets.")] = SHARE,
     frequency_threshold: Annotated[
         float, typer.Option(help="gates: keep what is on for this fraction of a class's training samples.")
     ] = 0.9,
@@ -89,14 +92,13 @@ def slice(
     samples_per_class: Annotated[int, typer.Option(min=1, help="contribution: training samples per class.")] = 256,
     strategy: Annotated[
         StrategyName,
-        typer.Option(help="contribution: reach theta, a fraction per class, per layer, or of all neurons."),
+        typer.Option(help="contribution: reach theta, or a fraction per class or per layer."),
     ] = StrategyName.reach_theta,
     theta: Annotated[float | None, _of("theta")] = None,
     slope: Annotated[float | None, _of("slope")] = None,
     criterion: Annotated[str | None, _of("criterion")] = None,
     positions: Annotated[str | None, _of("positions")] = None,
     neuron_fraction: Annotated[float | None, _of("neuron_fraction")] = None,
-    taper: Annotated[float | None, _of("taper")] = None,
     tied: Annotated[
         bool, typer.Option("--tied/--untied", help="contribution: choose neurons that leave together as one.")
     ] = True,
@@ -121,10 +123,11 @@ def slice(
     common.check_needs(context, NEEDS, by=by.value, criterion=criterion or ReachTheta.criterion)
     method = "" if run is None else run.recipe.method.method
     if (by is By.gates and method != "gates") or (by is By.training and method != "subtasks"):
-        lack = "has no gates" if by is By.gates else "was given no slices in training"
+        lack = "has no gates" if by is By.gates else "was given no rankings in training"
         raise TorchsliceError(f"{source} {lack}; give --by {'contribution' if run is None else run.by}.")
-    if not 0 < frequency_threshold <= 1:
-        raise TorchsliceError(f"frequency_threshold must be in (0, 1], got {frequency_threshold:g}.")
+    for name, value in (("frequency_threshold", frequency_threshold), ("share", share)):
+        if not 0 < value <= 1:
+            raise TorchsliceError(f"{name} must be in (0, 1], got {value:g}.")
     kind = STRATEGIES[strategy.value]
     given = {entry.name: context.params[entry.name] for entry in fields(kind)}
     chosen = kind(**{name: value for name, value in given.items() if value is not None})
@@ -135,21 +138,26 @@ def slice(
     common.say(f"slices by {by.value} from training samples of {opened.task.name}; result in {where}")
     result: dict[str, Any] = {"source": source, "by": by.value}
     found: Any
+    slices: Any
     if isinstance(opened.network, GatedModel) and by is By.gates:
-        slices: Any = gated_slices.class_slices(opened.network, opened.task, frequency_threshold=frequency_threshold)
+        slices = gated_slices.class_slices(opened.network, opened.task, frequency_threshold=frequency_threshold)
         found = gated_slices.report(opened.network, opened.task, slices)
         about = {"frequency_threshold": frequency_threshold, "report": found.to_plain()}
         result |= about
+    elif run is not None and by is By.training:
+        slices = prefixes(run.rankings(), share)
+        kept = {name: slice_.neuron_retention for name, slice_ in slices.items()}
+        together = union(slices.values()).neuron_retention
+        found = f"every class keeps {percent(max(kept.values()))} of the neurons, all together {percent(together)}"
+        about = {"share": share}
+        result |= {**about, "neuron_retention": {"critical": together, "classes": kept}}
     else:
-        if run is not None and by is By.training:
-            slices = run.given_slices()
-        else:
-            neurons = opened.neurons(gates=gates.value)
-            scores = semantic.contributions(
-                neurons, opened.task, metric=metric, samples_per_class=samples_per_class, seed=seed
-            )
-            slices = semantic.class_slices(neurons, opened.task, scores, strategy=chosen, tied=tied)
-        found, about = slices, {"found": slices.to_plain()}
+        neurons = opened.neurons(gates=gates.value)
+        scores = semantic.contributions(
+            neurons, opened.task, metric=metric, samples_per_class=samples_per_class, seed=seed
+        )
+        found = slices = semantic.class_slices(neurons, opened.task, scores, strategy=chosen, tied=tied)
+        about = {"found": slices.to_plain()}
         result |= slices.summary()
     about = {"by": by.value, **about}
     if out is not None:

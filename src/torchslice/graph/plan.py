@@ -5,7 +5,7 @@ Nothing here depends on the architecture: a plan says for each layer which chann
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -143,9 +143,7 @@ def build(model: nn.Module, what: Plan) -> nn.Module:
             new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
             memo[id(old)] = new
     small = copy_of(model, memo)
-    for name, layer in what.layers.items():
-        vars(small.get_submodule(name)).update(layer.sizes)  # plain numbers, so not through Module.__setattr__
-    return small
+    return resize(small, what)
 
 
 def zero_out(model: nn.Module, what: Plan) -> None:
@@ -156,18 +154,29 @@ def zero_out(model: nn.Module, what: Plan) -> None:
             what.layers[name].port.zero({**module._parameters, **module._buffers}, torch.from_numpy(held))
 
 
-def held_tensors(model: nn.Module, held: Mapping[str, Flags]) -> dict[str, Tensor]:
-    """Return the parameters of some layers by name, with rows bool [n] at zero: functions of the model's own.
+def resize(view: nn.Module, what: Plan) -> nn.Module:
+    """Give the layers of a view of a model the sizes of a plan, in place, so that it runs with `cut_tensors`."""
+    for name, layer in what.layers.items():
+        vars(view.get_submodule(name)).update(layer.sizes)  # plain numbers, so not through Module.__setattr__
+    return view
 
-    It is faster to run a model with these than to hold its activations, and than to cut it: kernels are prepared for
-    every new width, which costs as much as a smaller network saves.
 
-    >>> held = plan(neurons, slices["3"]).held
-    >>> logits = torch.func.functional_call(model, held_tensors(model, held), (task.example,))
+def cut_tensors(model: nn.Module, what: Plan) -> dict[str, Tensor]:
+    """Return the parameters of the network that a plan describes, functions of the model's own, and copies of buffers.
+
+    So the network trains as a part of the model, which is faster than the model with neurons held at zero.
+
+    >>> from torchslice.graph.views import view_of
+    >>> what = plan(neurons, slices["3"])
+    >>> view = resize(view_of(model), what)
+    >>> logits = torch.func.functional_call(view, cut_tensors(model, what), (task.example,))
     """
-    found: dict[str, Tensor] = {}
-    for name, flags in held.items():
-        rows = torch.from_numpy(flags)
-        for key, tensor in model.get_submodule(name).named_parameters(name, recurse=False):
-            found[key] = tensor.masked_fill(rows.to(tensor.device).view(-1, *[1] * (tensor.dim() - 1)), 0)
+    found = {}
+    for name, module in model.named_modules():
+        layer = what.layers.get(name)
+        cut = {} if layer is None or layer.whole else layer.cut(module)
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                own = tensor if key in module._parameters else tensor.clone()
+                found[f"{name}.{key}" if name else key] = cut.get(key, own)
     return found

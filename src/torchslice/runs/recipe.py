@@ -14,7 +14,6 @@ from .. import data, models
 from ..data import Task
 from ..errors import TorchsliceError
 from ..find import gates
-from ..find.semantic import Budget
 from ..graph.find import find_neurons
 from ..inputs import Inputs
 from ..models.fast import Fast
@@ -30,31 +29,22 @@ class Method:
     """How a network is trained so that it can be cut.
 
     Attributes:
-        method: subtasks (as usual first, then the sub-models of the class slices), gates (as published, arXiv
+        method: subtasks (as usual first, then sub-models of any classes at any size), gates (as published, arXiv
             2306.09376) or standard.
-        standard_epochs: subtasks: epochs before slices are chosen; half by default.
-        neuron_fraction: subtasks: fraction of all neurons that a class gets.
-        taper: subtasks: fraction of the last layer over that of the first.
+        standard_epochs: subtasks: epochs before neurons are ranked; half by default.
         cohesion_weight: gates: weight of the cohesion loss.
         coupling_weight: gates: weight of the coupling loss.
     """
 
     method: str = "subtasks"
     standard_epochs: int | None = None
-    neuron_fraction: float = 0.15
-    taper: float = 0.1
     cohesion_weight: float = 0.5
     coupling_weight: float = 1.5
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
-        _ = self.strategy, self.objective  # says what is wrong with them
-
-    @property
-    def strategy(self) -> Budget:
-        """How sub-task training chooses the class slices."""
-        return Budget(neuron_fraction=self.neuron_fraction, taper=self.taper)
+        _ = self.objective  # says what is wrong with its weights
 
     @property
     def objective(self) -> Objective:
@@ -64,7 +54,7 @@ class Method:
 
 #: What an option needs to play a part: another one, and its values.
 NEEDS = {
-    **dict.fromkeys(("standard_epochs", "neuron_fraction", "taper"), ("method", ("subtasks",))),
+    "standard_epochs": ("method", ("subtasks",)),
     **dict.fromkeys(("cohesion_weight", "coupling_weight"), ("method", ("gates",))),
     "label_smoothing": ("method", ("subtasks", "standard")),
 }

@@ -2,7 +2,7 @@
 
     run.json      what was trained on which data, and how
     training/     checkpoint.safetensors and metrics.jsonl, written after every epoch
-    subtasks.json the class slices that sub-task training was given after its first part
+    rankings.json the class rankings that sub-task training was given after its first part
     subtasks/     checkpoint and metrics of its second part
     slices.json   class slices, how they were found, and what else was found with them
 
@@ -26,10 +26,11 @@ from torch import nn
 from ..data import Task
 from ..errors import TorchsliceError
 from ..files import atomic_write, locked
-from ..find import gates, semantic, subtasks
+from ..find import gates, subtasks
 from ..find.gates import GatedModel
 from ..graph.find import find_neurons
 from ..graph.neurons import Neurons
+from ..rankings import Ranking, widths
 from ..slices import Slice
 from ..training import Objective, Training, fit
 from ..training.checkpoint import FILE as CHECKPOINT
@@ -41,6 +42,7 @@ from .recipe import Recipe
 from .slicefile import FORMAT_VERSION, SliceFile, read_json
 
 KIND = "torchslice run"
+SHARE = 0.3  # of the network, that a class gets after sub-task training where nothing else is said
 #: How the slices of a run are found first of all, by its method.
 FIRST_BY = {"subtasks": "training", "gates": "gates", "standard": "contribution"}
 
@@ -132,13 +134,13 @@ class Run:
             if self.recipe.method.method != "subtasks":
                 return rows
             neurons = find_neurons(network, task.example, classes=task.classes)
-            target = subtasks.objective(neurons, self._trained_slices(neurons, task, progress=training.progress))
+            rankings = self._ranked(neurons, task, progress=training.progress)
+            target = subtasks.objective(neurons, rankings, label_smoothing=training.label_smoothing)
             more = fit(
                 network,
                 task,
                 replace(training, epochs=training.epochs - first),
                 objective=target,
-                classes_per_batch=target.sizes,
                 folder=self.folder / "subtasks",
             )
             return rows + [{**row, "epoch": row["epoch"] + first} for row in more]
@@ -198,46 +200,48 @@ class Run:
 
     # -- slices ---------------------------------------------------------------------------------------------------
     @property
-    def _given(self) -> SliceFile:
-        """The slices that sub-task training was given."""
-        return SliceFile(self.folder / "subtasks.json")
+    def _rankings(self) -> SliceFile:
+        return SliceFile(self.folder / "rankings.json")
 
     @property
     def _found(self) -> SliceFile:
         return SliceFile(self.folder / "slices.json")
 
-    def _trained_slices(self, neurons: Neurons, task: Task, *, progress: bool) -> dict[str, Slice]:
-        """Return the class slices that sub-task training goes on with, chosen when its first part is done."""
-        if not self._given.path.is_file():
-            strategy, seed = self.recipe.method.strategy, self.recipe.training.seed
-            scores = semantic.contributions(neurons, task, metric="taylor", seed=seed, progress=progress)
-            found = strategy.choose(scores)
-            self._given.write(found, _digest(self._checkpoints[0]), {"by": "training", "found": found.to_plain()})
-        return self._given.read(_digest(self._checkpoints[0]), "train anew")
+    def _ranked(self, neurons: Neurons, task: Task, *, progress: bool) -> dict[str, Ranking]:
+        """Return the class rankings that sub-task training goes on with, found when its first part is done."""
+        if not self._rankings.path.is_file():
+            found = subtasks.rank(neurons, task, seed=self.recipe.training.seed, progress=progress)
+            self._rankings.write(found, _digest(self._checkpoints[0]), {"by": "training"})
+        return self._rankings.read(Ranking, _digest(self._checkpoints[0]), "train anew")
 
     def keep_slices(self, slices: Mapping[str, Slice], about: Mapping[str, Any]) -> None:
         """Keep the class slices that were found in the trained network."""
         with _writing(self.folder, wait_seconds=60):
             self._found.write(slices, _digest(self._checkpoints[-1]), about)
 
-    def given_slices(self) -> semantic.SemanticSlices:
-        """Return the class slices that sub-task training was given."""
+    def rankings(self) -> dict[str, Ranking]:
+        """Return the class rankings of sub-task training: sub-models of any classes and size are their prefixes."""
         if self.recipe.method.method != "subtasks":
             raise TorchsliceError(
-                f"{self.folder} was trained with method {self.recipe.method.method!r}, without slices; "
-                f"find them with: torchslice slice {self.folder} --by {self.by}"
+                f"{self.folder} was trained with method {self.recipe.method.method!r}, without rankings; "
+                f"find slices with: torchslice slice {self.folder} --by {self.by}"
             )
         self.check_finished()
-        return self._given.found("train anew")
+        return self._rankings.read(Ranking, _digest(self._checkpoints[0]), "train anew")
 
     def slices(self) -> dict[str, Slice]:
-        """Return the class slices that were found last; of sub-task training, first of all those it was given."""
+        """Return the class slices that were found last; of sub-task training, first of all those of its rankings."""
         again = f"torchslice slice {self.folder} --by {self.by}"
         if self._found.path.is_file():
-            return self._found.read(_digest(self._checkpoints[-1]), f"find the slices anew: {again}")
+            return self._found.read(Slice, _digest(self._checkpoints[-1]), f"find the slices anew: {again}")
         if self.recipe.method.method == "subtasks" and self.epochs_done:
-            return self._given.read(_digest(self._checkpoints[0]), "train anew")
+            return prefixes(self.rankings())
         raise TorchsliceError(f"{self.folder} has no slices yet; find them with: {again}")
+
+
+def prefixes(rankings: Mapping[str, Ranking], share: float = SHARE) -> dict[str, Slice]:
+    """Return the slice of every class that has a share in (0, 1] of the network, see `rankings.widths`."""
+    return {name: ranking.prefix(widths(ranking.layers, share)) for name, ranking in rankings.items()}
 
 
 def settled(folder: str | Path, recipe: Recipe) -> Recipe:

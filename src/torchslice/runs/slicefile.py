@@ -1,9 +1,9 @@
-"""Class slices in a JSON file, tied to the weights they were found in."""
+"""Class slices, or class rankings, in a JSON file, tied to the weights they were found in."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +12,12 @@ from torch import nn
 
 from ..errors import TorchsliceError
 from ..files import atomic_write
-from ..find.semantic import SemanticSlices
+from ..rankings import Ranking
 from ..slices import Slice
 from ..training.checkpoint import digest_of
 
 FORMAT_VERSION = 2
-T = TypeVar("T")
+T = TypeVar("T", Slice, Ranking)
 
 
 def digest_of_model(model: nn.Module) -> str:
@@ -27,34 +27,23 @@ def digest_of_model(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class SliceFile:
-    """A file of class slices; `about` says how they were found."""
+    """A file of class slices, or of class rankings; `about` says how they were found."""
 
     path: Path
 
-    def write(self, slices: Mapping[str, Slice], weights: str, about: Mapping[str, Any]) -> None:
-        """Write slices that were found in a network whose weights have the digest `weights`."""
-        plain = {name: slice_.to_plain() for name, slice_ in slices.items()}
+    def write(self, found: Mapping[str, Slice] | Mapping[str, Ranking], weights: str, about: Mapping[str, Any]) -> None:
+        """Write what was found by class in a network whose weights have the digest `weights`."""
+        plain = {name: of.to_plain() for name, of in found.items()}
         content = {"format_version": FORMAT_VERSION, "weights_sha256": weights, **about, "classes": plain}
         atomic_write(self.path, json.dumps(content))
 
-    def read(self, weights: str, remedy: str) -> dict[str, Slice]:
-        """Return the slices by class; those of other weights are an error that says the remedy."""
-        return self._read(
-            lambda content: {name: Slice.from_plain(plain) for name, plain in content["classes"].items()},
-            remedy,
-            weights,
-        )
-
-    def found(self, remedy: str) -> SemanticSlices:
-        """Return the slices with all that was found with them by contribution."""
-        return self._read(lambda content: SemanticSlices.from_plain(content["found"]), remedy)
-
-    def _read(self, parse: Callable[[dict[str, Any]], T], remedy: str, weights: str | None = None) -> T:
+    def read(self, kind: type[T], weights: str, remedy: str) -> dict[str, T]:
+        """Return the slices, or rankings, by class; those of other weights are an error that says the remedy."""
         content = read_json(self.path, "classes", "weights_sha256")
-        if weights is not None and content["weights_sha256"] != weights:
+        if content["weights_sha256"] != weights:
             raise TorchsliceError(f"{self.path} belongs to other weights; {remedy}")
         try:
-            return parse(content)
+            return {name: kind.from_plain(plain) for name, plain in content["classes"].items()}
         except Exception as error:  # damaged data can be wrong in any way
             raise TorchsliceError(f"{self.path} is damaged ({error}); {remedy}") from error
 

@@ -68,7 +68,7 @@ class Source:
         """Return its class slices: from a file, those of the run, else found now, by contribution."""
         if self.slice_file is not None:
             again = f"find them anew: torchslice slice {self.name} ..."
-            return self.slice_file.read(digest_of_model(self.model), again)
+            return self.slice_file.read(Slice, digest_of_model(self.model), again)
         if self.run is not None:
             return self.run.slices()
         return class_slices(self.neurons(), self.task, strategy=ReachTheta(), seed=seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data import Task
 from ..errors import TorchsliceError
 from ..inputs import Inputs
+from .objectives import Step
 from .ranks import Ranks
 
 
@@ -38,43 +39,43 @@ def epoch_order(count: int, batch_size: int, generator: torch.Generator, ranks: 
 
 
 def class_batches(
-    labels: Tensor, batch_size: int, sizes: Sequence[int], steps: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Yield `steps` batches of indices, int64 [B], each of a few random classes in equal parts, mixed.
+    labels: Tensor, batch_size: int, steps: Iterable[Step], generator: torch.Generator
+) -> Iterator[tuple[Tensor, Step]]:
+    """Yield for each step a batch of indices, int64 [B], of the classes that it is about, and the step.
 
-    The samples of a class come in a random order and start over, in another one, when all have been seen.
+    A batch of all classes is an ordinary one, from all samples; one of a few classes has them in equal parts, mixed.
+    Samples come in a random order and start over, in another one, when all that could be taken have been.
 
     Args:
         labels: of the samples, int64 [n].
-        sizes: numbers of classes, each equally likely; at most as many are drawn as there are, or samples in a batch.
-
-    >>> batches = class_batches(torch.tensor([0, 1, 2] * 8), 4, [2], 3, torch.Generator())
-    >>> [torch.tensor([0, 1, 2] * 8)[batch].unique().numel() for batch in batches]
-    [2, 2, 2]
+        steps: may be drawn by the same `generator`.
     """
-    rows = [(labels == label).nonzero().flatten() for label in range(int(labels.max()) + 1)]
-    present = [label for label, own in enumerate(rows) if len(own)]
+    count = int(labels.max()) + 1
+    rows = [*((labels == label).nonzero().flatten() for label in range(count)), torch.arange(len(labels))]
     waiting = [torch.empty(0, dtype=torch.int64)] * len(rows)
-    for _ in range(steps):
-        size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
-        drawn = torch.randperm(len(present), generator=generator)[: min(size, batch_size)].tolist()
-        batch = []
-        for place, label in enumerate(present[index] for index in drawn):
-            own = batch_size // len(drawn) + (place < batch_size % len(drawn))
-            while len(waiting[label]) < own:
-                again = rows[label][torch.randperm(len(rows[label]), generator=generator)]
-                waiting[label] = torch.cat([waiting[label], again])
-            batch.append(waiting[label][:own])
-            waiting[label] = waiting[label][own:]
-        yield torch.cat(batch)[torch.randperm(batch_size, generator=generator)]
+
+    def take(pool: int, size: int) -> Tensor:
+        while len(waiting[pool]) < size:
+            again = rows[pool][torch.randperm(len(rows[pool]), generator=generator)]
+            waiting[pool] = torch.cat([waiting[pool], again])
+        taken, waiting[pool] = waiting[pool].split([size, len(waiting[pool]) - size])
+        return taken
+
+    for step in steps:
+        if len(step.classes) == count:
+            yield take(count, batch_size), step
+        else:
+            each, more = divmod(batch_size, len(step.classes))
+            batch = torch.cat([take(label, each + (place < more)) for place, label in enumerate(step.classes)])
+            yield batch[torch.randperm(batch_size, generator=generator)], step
 
 
 class Batches:
     """The training split on a device, in a new random order, and augmented anew, every epoch.
 
     The same (seed, epoch) gives the same global batches, whatever the number of processes; each process gets its part
-    of every one. With `classes_per_batch`, a batch holds samples of a few random classes only, see `class_batches`; an
-    epoch is as long as without.
+    of every one. With `draw`, see `Drawn`, what a step minimises is drawn before its batch, by the same seed, and the
+    batch has samples of the classes that it needs; an epoch is as long as without.
 
     >>> batches = Batches(task, batch_size=128, seed=0)
     >>> len(batches), next(batches.epoch(1))[0].shape
@@ -88,11 +89,11 @@ class Batches:
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
-        classes_per_batch: Sequence[int] | None = None,
+        draw: Callable[[torch.Generator], Step] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.split, self.batch_size, self.seed, self.device = task.train, batch_size, seed, device
-        self.classes_per_batch, self.ranks = classes_per_batch, ranks or Ranks()
+        self.draw, self.ranks = draw, ranks or Ranks()
         least = 2 * self.ranks.count
         if batch_size < least or batch_size % self.ranks.count:
             raise TorchsliceError(
@@ -103,26 +104,35 @@ class Batches:
             raise TorchsliceError(
                 f"{len(self.split)} training sample(s) of {task.name} are too few to train on; give at least {least}."
             )
+        counts = task.train.labels.bincount(minlength=len(task.classes))  # [C]
+        if draw and not counts.all():
+            raise TorchsliceError(
+                f"class {task.classes[int(counts.argmin())]!r} of {task.name} has no training sample, so no batch of "
+                "it can be drawn; leave it out with a model and a task of the other classes."
+            )
 
     def __len__(self) -> int:
         """Number of batches, and so of steps, of an epoch."""
         return len(epoch_order(len(self.split), self.batch_size, torch.Generator(), self.ranks.count))
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yield this process's part of every batch of an epoch: inputs, and labels [B]."""
+    def epoch(self, epoch: int) -> Iterator[tuple[Inputs, Tensor, Step | None]]:
+        """Yield this process's part of every batch of an epoch: inputs, labels [B], and what was drawn for the step."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
-        asked: deque[Tensor] = deque()  # batches that are being read
+        asked: deque[tuple[Tensor, Step | None]] = deque()  # batches that are being read
 
         def order() -> Iterator[Tensor]:
-            for batch in self._order(generator):
-                asked.append(batch)
+            for batch, step in self._order(generator):
+                asked.append((batch, step))
                 yield batch
 
         part = self.ranks.part
         for inputs in self.split.read(order(), device=self.device, part=part, generator=generator, epoch=epoch):
-            yield inputs, self.split.labels[part(asked.popleft())].to(self.device)
+            batch, step = asked.popleft()
+            yield inputs, self.split.labels[part(batch)].to(self.device), step
 
-    def _order(self, generator: torch.Generator) -> Iterator[Tensor]:
-        if self.classes_per_batch:
-            return class_batches(self.split.labels, self.batch_size, self.classes_per_batch, len(self), generator)
-        return iter(epoch_order(len(self.split), self.batch_size, generator, self.ranks.count))
+    def _order(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Step | None]]:
+        if self.draw is None:
+            whole = epoch_order(len(self.split), self.batch_size, generator, self.ranks.count)
+            return ((batch, None) for batch in whole)
+        steps = (self.draw(generator) for _ in range(len(self)))
+        return class_batches(self.split.labels, self.batch_size, steps, generator)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..data import Task, check_task
 from ..errors import TorchsliceError, first_line
@@ -23,12 +22,12 @@ from .batches import Batches
 from .checkpoint import Checkpoint
 from .evaluate import accuracy
 from .loop import train_epochs
-from .objectives import CrossEntropy, Objective, describe_objective
+from .objectives import CrossEntropy, Drawn, Objective, describe_objective
 from .outcome import Row
 from .placement import choose_placement
 from .progress import progress_bar
 from .ranks import current_ranks
-from .settings import Training, sizes_of
+from .settings import Training
 
 KEEP = ("last", "best")
 Look = Callable[[nn.Module], dict[str, Any]]
@@ -39,8 +38,7 @@ def fit(
     task: Task,
     training: Training | None = None,
     *,
-    objective: Objective | None = None,
-    classes_per_batch: Sequence[int] | None = None,
+    objective: Objective | Drawn | None = None,
     output: Output = None,
     folder: str | Path | None = None,
     keep: str = "last",
@@ -57,9 +55,8 @@ def fit(
     Args:
         model: any network with logits [B, C] as output, not wrapped or compiled.
         training: settings.
-        objective: what to minimise, see `Objective`; by default the cross entropy with `training.label_smoothing`.
-        classes_per_batch: draws every batch from a few random classes: one of these numbers of classes, each equally
-            likely. By default batches are drawn from all samples.
+        objective: what to minimise, see `Objective`, or what draws it for every step, with the classes of the batch, see
+            `Drawn`; by default the cross entropy with `training.label_smoothing`.
         output: picks the logits from what the model returns, see `find_neurons`.
         folder: gets checkpoint.safetensors and metrics.jsonl.
         keep: "last", or "best": the epoch with the best validation accuracy, the latest among equal ones. Then epoch 0,
@@ -82,13 +79,13 @@ def fit(
         raise TorchsliceError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}.")
     placement = choose_placement(training.device, training.precision)
     training = replace(training, precision=placement.precision)
-    ranks, sizes = current_ranks(placement.device), sizes_of(classes_per_batch, len(task.classes))
+    ranks = current_ranks(placement.device)
     batches = Batches(
         task,
         batch_size=training.batch_size,
         seed=training.seed,
         device=placement.device,
-        classes_per_batch=sizes,
+        draw=getattr(objective, "draw", None),
         ranks=ranks,
     )
     _check_task(model, task, output)
@@ -108,7 +105,7 @@ def fit(
     best, checkpoint, first_epoch = None, None, 0
     if folder is not None:
         about = {"task": f"{task!r} {task.fingerprint}", "objective": describe_objective(target), "keep": keep}
-        settings = {**training.to_plain(), "classes_per_batch": sizes, "processes": ranks.count, **about}
+        settings = {**training.to_plain(), "processes": ranks.count, **about}
         checkpoint = Checkpoint(folder, settings)
     with locked(folder) if folder is not None and ranks.first else contextlib.nullcontext():
         if checkpoint:
@@ -118,14 +115,14 @@ def fit(
             if checkpoint and ranks.first:
                 checkpoint.save_best(model)
         done = history[-1]["epoch"] if history else 0
-        network = DistributedDataParallel(model) if ranks.count > 1 else model
+        ranks.copy_from_first(model.state_dict().values())
         steps = len(batches)
         cuda = [placement.device] if placement.device.type == "cuda" else []
         try:
             shown = progress_bar(training.progress and ranks.first, total=training.epochs * steps, done=done * steps)
             with shown as bar, torch.random.fork_rng(cuda):
                 for row in train_epochs(
-                    network,
+                    model,
                     batches,
                     target,
                     optimizer,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ..errors import TorchsliceError
 from .batches import Batches, epoch_seed
-from .objectives import Objective, checked
+from .objectives import Drawn, Objective, checked
 from .placement import Placement, in_format
 from .progress import Bar, RunningMeans
 from .settings import Training
@@ -23,7 +23,7 @@ SHOW_EVERY = 20  # steps between two looks at the losses, each of which waits fo
 def train_epochs(
     network: nn.Module,
     batches: Batches,
-    objective: Objective,
+    objective: Objective | Drawn,
     optimizer: torch.optim.Optimizer,
     training: Training,
     *,
@@ -42,14 +42,15 @@ def train_epochs(
         started, means, first_rate = time.perf_counter(), RunningMeans(), rate(step)
         torch.manual_seed(epoch_seed(training.seed, epoch, ranks.rank))  # dropout
         network.train()
-        for number, (inputs, labels) in enumerate(batches.epoch(epoch), start=1):
+        for number, (inputs, labels, drawn) in enumerate(batches.epoch(epoch), start=1):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
             inputs = in_format(inputs, memory_format)
             with placement.autocast():
-                loss, correct, parts = checked(objective(network, inputs, labels))
+                loss, correct, parts = checked((drawn or cast(Objective, objective))(network, inputs, labels))
             optimizer.zero_grad()
             loss.backward()
+            ranks.average_gradients(network)
             optimizer.step()
             step += 1
             means.add(len(correct), loss=loss, **parts, train_accuracy=correct.double().mean())

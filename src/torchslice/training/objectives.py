@@ -5,6 +5,7 @@ Shapes: B batch, b samples of it that were looked at, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ class Objective(Protocol):
     """A function that runs the model on a batch and says what to minimise.
 
     Args:
-        model: the network to train; under torchrun it is wrapped for distributed training, so call it.
+        model: the network to train.
         inputs: a tensor [B, ...], or a tuple or dictionary of tensors.
         labels: int64 [B].
 
@@ -32,6 +33,20 @@ class Objective(Protocol):
     def __call__(
         self, model: nn.Module, inputs: Inputs, labels: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]: ...
+
+
+class Step(Objective, Protocol):
+    """The objective of one step, and the classes that its batch is about."""
+
+    @property
+    def classes(self) -> Sequence[int]:
+        """Their labels, in rising order."""
+
+
+class Drawn(Protocol):
+    """What `fit` minimises if it is another objective at every step: each is drawn, and then its batch."""
+
+    def draw(self, generator: torch.Generator) -> Step: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ def checked(found: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     )
 
 
-def describe_objective(objective: Objective) -> str:
+def describe_objective(objective: Objective | Drawn) -> str:
     """Return a text that is the same for the same objective in every process: its repr, or its qualified name."""
     text = repr(objective)
     if " at 0x" not in text:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import TorchsliceError
 
@@ -36,6 +36,14 @@ class Ranks:
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Replace the gradients of a model by their means over the processes, which all have those of the same ones."""
+        if self.count > 1:
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            means = self.sum(torch.cat([gradient.flatten() for gradient in gradients])) / self.count
+            for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with those of the first process."""
@@ -91,8 +99,8 @@ class _Sum(torch.autograd.Function):
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sum a tensor over the processes, for a loss over the global batch that every process computes alike.
 
-    The gradient that reaches a process is that of the loss times the number of processes, because
-    DistributedDataParallel then averages the gradients of the parameters. A single process gets `tensor` back.
+    The gradient that reaches a process is that of the loss times the number of processes, because `fit` then averages
+    the gradients of the parameters. A single process gets `tensor` back.
 
     >>> sum_over_ranks(torch.ones(2))
     tensor([1., 1.])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,11 +97,3 @@ class Training:
     def to_plain(self) -> dict[str, Any]:
         """Return what decides the result as JSON-able data: all but device and progress."""
         return {name: value for name, value in asdict(self).items() if name not in ("device", "progress")}
-
-
-def sizes_of(classes_per_batch: Sequence[int] | None, classes: int) -> list[int] | None:
-    """Return numbers of classes to draw batches of; raise for one that is not in 2..classes."""
-    for size in classes_per_batch or ():
-        if not 2 <= size <= classes:
-            raise TorchsliceError(f"a batch has samples of 2 to {classes} classes; got {size!r}.")
-    return None if classes_per_batch is None else list(classes_per_batch)

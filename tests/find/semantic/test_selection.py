@@ -1,4 +1,4 @@
-"""Selection by contribution: order, fractions, mass, similarity to the whole layer, budgets."""
+"""Selection by contribution: order, fractions, mass, similarity to the whole layer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from torch import Tensor
 from torchslice import TorchsliceError
 from torchslice.find.semantic.grams import Scatter
 from torchslice.find.semantic.selection import (
-    balanced,
     complete,
     first_to_reach,
     in_order,
     prefix_cka,
     prefix_mass,
-    tapered,
     top_fraction,
 )
 
@@ -203,39 +201,3 @@ def test_completing_by_mass_by_hand():
     for theta, expected in ((0.1, [1, 0, 0]), (0.7, [1, 0, 1]), (0.71, [1, 1, 1])):
         kept = complete(torch.tensor([True, False, False]), scores, theta, lambda order: prefix_mass(scores, order))
         assert kept.int().tolist() == expected
-
-
-# -- budgets -----------------------------------------------------------------------------------------------------------
-def test_a_tapered_budget_by_hand():
-    widths = {"a": 10, "b": 10, "c": 10}
-    assert tapered(widths, 0.5, 0.25) == {"a": 8, "b": 5, "c": 2}  # fractions 0.8, 0.5, 0.2
-    assert tapered(widths, 0.5, 1.0) == {"a": 5, "b": 5, "c": 5}
-    assert tapered({"a": 10, "b": 90}, 0.5, 0.1) == {"a": 10, "b": 40}  # the first layer can give no more than it has
-    assert tapered({"a": 100, "b": 2}, 0.01, 0.1) == {"a": 1, "b": 1}
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), FRACTIONS, FRACTIONS)
-def test_a_tapered_budget_is_kept_to_and_never_grows_with_depth(widths, fraction, taper):
-    counts = [*tapered(dict(enumerate(widths)), fraction, taper).values()]
-    assert abs(sum(counts) - fraction * sum(widths)) <= 0.5 * len(widths) + counts.count(1)
-    assert all(1 <= count <= width for count, width in zip(counts, widths, strict=True))
-    for i in range(1, len(widths)):  # rounding may move a count by half a neuron
-        early, late = ((counts[j] + half) / widths[j] for j, half in ((i - 1, 0.5), (i, -0.5)))
-        assert early >= late or counts[i] == 1
-
-
-@given(st.integers(2, 5), st.integers(1, 12), st.data())
-def test_a_balanced_choice_is_as_large_as_asked_and_without_cost_the_best_of_each_class(classes, width, drawn):
-    rows = st.lists(st.integers(0, 9), min_size=width, max_size=width)
-    scores = torch.tensor([drawn.draw(rows) for _ in range(classes)], dtype=torch.float64)
-    count = drawn.draw(st.integers(1, width))
-    assert balanced(scores, count).sum(1).tolist() == [count] * classes
-    assert torch.equal(balanced(scores, count, cost=0.0), top_fraction(scores, count / width))
-    assert balanced(scores, count, cost=100.0).any(0).sum() == min(width, count * classes)
-
-
-def test_a_balanced_choice_by_hand():
-    scores = torch.tensor([[10.0, 9.0, 1.0], [5.0, 4.0, 0.0]])
-    # class 0 takes neuron 0, which then costs 0.3 * 3 / 2 = 0.45: class 1 prefers 0.8 to 1 - 0.45
-    assert balanced(scores, 1).tolist() == [[True, False, False], [False, True, False]]
-    assert balanced(scores, 1, cost=0.1).tolist() == [[True, False, False], [True, False, False]]

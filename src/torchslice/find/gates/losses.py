@@ -43,7 +43,7 @@ class objective:
 
     def __call__(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Run a GatedModel; return the loss, correct [B], and the parts cross_entropy, cohesion and coupling."""
-        gated = check_gated(getattr(model, "module", model))  # unwrapped, where training is distributed
+        gated = check_gated(model)
         logits = run(model, inputs, gated.neurons.output)
         cohesion, coupling = pair_losses([*gated.gate_values.values()], labels, logits.shape[1])
         cross_entropy = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)

@@ -3,12 +3,10 @@
 from .contributions import Contributions, contributions
 from .grams import Similarity, similarity
 from .metrics import METRICS, Metric
-from .strategies import STRATEGIES, Budget, PerClass, PerLayer, ReachTheta, SemanticSlices, Strategy, class_slices
+from .strategies import PerClass, PerLayer, ReachTheta, SemanticSlices, Strategy, class_slices
 
 __all__ = [
     "METRICS",
-    "STRATEGIES",
-    "Budget",
     "Contributions",
     "Metric",
     "PerClass",

@@ -1,11 +1,11 @@
 """Which neurons of a layer come first by contribution, and how many are enough.
 
-Shapes: C classes, L layers, N neurons of a layer, k neurons of a prefix.
+Shapes: N neurons of a layer, k neurons of a prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -75,48 +75,3 @@ def prefix_cka(gram: Tensor, order: Tensor) -> Tensor:
     similar = (shared / (own * own[-1]).sqrt()).nan_to_num(nan=0.0).clamp(0, 1)
     similar[-1] = 1.0
     return similar
-
-
-def tapered(widths: Mapping[str, int], neuron_fraction: float, taper: float) -> dict[str, int]:
-    """Spread a budget over the layers: how many neurons of each are kept, `neuron_fraction` of all of them together.
-
-    The fraction falls linearly with depth, until that of the last layer is `taper` times that of the first; a layer
-    gives at most all of its neurons and at least one. Early layers serve all classes alike, late ones tell classes
-    apart, so a budget that narrows with depth serves small sub-tasks better, and one that does not all classes at once.
-
-    >>> tapered({"a": 10, "b": 10, "c": 10}, 0.5, 0.25)
-    {'a': 8, 'b': 5, 'c': 2}
-    """
-    sizes = torch.tensor([*widths.values()], dtype=torch.float64)  # [L]
-    slope = torch.linspace(1, taper, len(sizes), dtype=torch.float64)
-    low, high = 0.0, 1 / taper  # by which the slope is scaled; at the upper end every layer is whole
-    for _ in range(60):
-        middle = (low + high) / 2
-        enough = (sizes * (middle * slope).clamp(max=1)).sum() >= neuron_fraction * sizes.sum()
-        low, high = (low, middle) if enough else (middle, high)
-    counts = (sizes * (high * slope).clamp(max=1)).round().clamp(min=1).int().tolist()
-    return dict(zip(widths, counts, strict=True))
-
-
-def balanced(scores: Tensor, count: int, *, cost: float = 0.3) -> Tensor:
-    """Choose `count` neurons per class by contribution, so that classes share less than they would: bool [C, N].
-
-    Classes choose in turns, one neuron each, with the contributions [C, N] of each class scaled to at most 1. A neuron
-    costs `cost` times the number of classes that have it already, in units of the mean number at the end. So neurons
-    that all classes want do not crowd out the others, and more of the layer serves some class.
-
-    >>> balanced(torch.tensor([[1.0, 0.9], [1.0, 0.9]]), 1)
-    tensor([[ True, False],
-            [False,  True]])
-    """
-    classes, width = scores.shape
-    worth = scores.double() / scores.amax(1, keepdim=True).clamp(min=1e-300)  # [C, N]
-    kept = torch.zeros(classes, width, dtype=torch.bool)
-    price = torch.zeros(width, dtype=torch.float64)
-    for turn in range(min(count, width)):
-        for step in range(classes):
-            label = (turn + step) % classes
-            best = int((worth[label] - price).masked_fill(kept[label], -torch.inf).argmax())
-            kept[label, best] = True
-            price[best] += cost * width / (classes * count)
-    return kept

@@ -1,4 +1,4 @@
-"""How critical neurons are chosen by their contributions, four strategies with one interface, and what they find.
+"""How critical neurons are chosen by their contributions, three strategies with one interface, and what they find.
 
 Shapes: C classes, N neurons of a layer.
 """
@@ -20,12 +20,12 @@ from torch import Tensor
 from ...data import Task
 from ...errors import TorchsliceError
 from ...graph.neurons import Neurons
-from ...registry import Registry, unknown
+from ...registry import unknown
 from ...slices import Slice, union
 from ...tables import percent, table
 from .contributions import Contributions, contributions
 from .grams import POSITIONS, Similarity, similarity
-from .selection import balanced, complete, first_to_reach, in_order, prefix_cka, prefix_mass, tapered, top_fraction
+from .selection import complete, first_to_reach, in_order, prefix_cka, prefix_mass, top_fraction
 
 CRITERIA = ("cka", "mass")
 LEAST = 1e-3  # of theta in a layer
@@ -112,20 +112,6 @@ class SemanticSlices(Mapping[str, Slice]):
             "linkage": {layer: found.tolist() for layer, found in self.linkage.items()},
         }
 
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> SemanticSlices:
-        """Rebuild what `to_plain` wrote, from the slices."""
-        try:
-            options = dict(plain["strategy"])
-            strategy = STRATEGIES[options.pop("strategy")](**options)
-            classes = {str(name): Slice.from_plain(slice_) for name, slice_ in plain["classes"].items()}
-            critical, metric = Slice.from_plain(plain["critical"]), str(plain["metric"])
-            if not union(classes.values()) <= critical:
-                raise KeyError("critical")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise TorchsliceError(f"these are no semantic slices ({error!r}); slice the model again.") from error
-        return cls(strategy, metric, classes, critical)
-
     def __repr__(self) -> str:
         kept, rows = [slice_.neuron_retention for slice_ in self.values()], []
         for layer, width in self.critical.layers.items():
@@ -167,11 +153,11 @@ class Strategy:
     """A way to choose critical neurons. Every class gets at least one neuron of every layer.
 
     NeuSemSlice (arXiv 2407.20281) names three slicers: semantic (`ReachTheta`), category-wise (`PerClass`) and global
-    (`PerLayer`). How much is enough, and how classes are joined, are definitions of torchslice, and so is `Budget`.
+    (`PerLayer`). How much is enough, and how classes are joined, are definitions of torchslice.
     """
 
     def __post_init__(self) -> None:
-        for name in ("theta", "neuron_fraction", "taper"):
+        for name in ("theta", "neuron_fraction"):
             if not 0 < (value := getattr(self, name, 1)) <= 1:
                 raise TorchsliceError(f"{name} must be in (0, 1], got {value}.")
 
@@ -189,7 +175,7 @@ class Strategy:
             metric: which of the contributions; needed when there are several.
             similarity: what `similarity(neurons, task, scores)` returned, for `ReachTheta`. It serves every theta.
 
-        >>> Budget(neuron_fraction=0.2).choose(scores)["3"].neuron_retention < 0.25
+        >>> PerClass(neuron_fraction=0.2).choose(scores)["3"].neuron_retention < 0.25
         True
         """
         metric = scores.the_metric(metric)
@@ -278,28 +264,6 @@ class PerLayer(Strategy):
 
     def per_class(self, scores: Scores) -> Masks:
         return {layer: top_fraction(of.mean(0), self.neuron_fraction).expand(of.shape) for layer, of in scores.items()}
-
-
-@dataclass(frozen=True)
-class Budget(Strategy):
-    """So many neurons per class that they are a fraction of all, more in early layers, and shared less by classes.
-
-    Attributes:
-        neuron_fraction: of all neurons together, in (0, 1].
-        taper: the fraction of the last layer over that of the first, in (0, 1].
-    """
-
-    neuron_fraction: float = 0.15
-    taper: float = 0.1
-
-    def per_class(self, scores: Scores) -> Masks:
-        counts = tapered({layer: of.shape[1] for layer, of in scores.items()}, self.neuron_fraction, self.taper)
-        return {layer: balanced(of, counts[layer]) for layer, of in scores.items()}
-
-
-STRATEGIES: Registry[type[Strategy]] = Registry("strategy")  # by which the plain form of slices is rebuilt
-for _kind in (ReachTheta, PerClass, PerLayer, Budget):
-    STRATEGIES.register(_kind.__name__)(_kind)
 
 
 def class_slices(
