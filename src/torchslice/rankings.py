@@ -14,6 +14,8 @@ from torch import Tensor
 from .errors import TorchsliceError
 from .slices import WIDEST, Slice
 
+POWERS = (0.5, 1.6)  # of the share in the first layer and in the last
+
 
 class Ranking:
     """For every sliceable layer of a model an order of its neurons, the best first.
@@ -171,7 +173,7 @@ def scaled(scores: Tensor) -> Tensor:
 
 
 def widths(
-    layers: Mapping[str, int], share: float, *, powers: tuple[float, float] = (1.0, 1.0), round_to: int = 1
+    layers: Mapping[str, int], share: float, *, powers: tuple[float, float] = POWERS, round_to: int = 1
 ) -> dict[str, int]:
     """Spread a share in (0, 1] of the network over its layers: how many neurons of each are kept, {layer: count}.
 

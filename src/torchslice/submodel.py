@@ -24,7 +24,7 @@ from .graph.find import find_neurons
 from .graph.neurons import Neurons
 from .inputs import device_of
 from .judge import calibrate, predict, try_recalibration
-from .rankings import Ranking, by_best_rank, by_mean_score
+from .rankings import POWERS, Ranking, by_best_rank, by_mean_score
 from .registry import unknown
 from .reused import Reused, warnings_of
 from .slices import Slice, union
@@ -105,6 +105,7 @@ def reuse(
             mac_retention=mac_retention,
             param_retention=param_retention,
             latency_ms=latency_ms,
+            powers=POWERS if isinstance(by, Mapping) else (1.0, 1.0),  # as they were trained
             round_to=round_to,
         )
     else:

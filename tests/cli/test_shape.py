@@ -45,7 +45,7 @@ TABLE = {
         **{name: default for name, default in OPENING.items() if name != "slices"},
         **{"by": None, "frequency_threshold": 0.9, "metric": "taylor", "samples_per_class": 256},
         **{"strategy": "reach-theta", "theta": None, "slope": None, "criterion": None, "positions": None},
-        **{"neuron_fraction": None, "tied": True, "gates": "fold", **OUT, **RUNNING},
+        **{"neuron_fraction": None, "tied": True, "share": 0.3, "gates": "fold", **OUT, **RUNNING},
     },
     "extract": {
         **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": None, "gates": "fold"},
@@ -137,7 +137,6 @@ def test_slice_offers_what_there_is(torchslice):
 
     text = torchslice("slice", "--help").out
     assert not [name for name in (*semantic.METRICS.names(), *STRATEGIES) if name not in text]
-    assert [kind.__name__ for kind in STRATEGIES.values()] == semantic.STRATEGIES.names()
 
 
 def test_restructure_offers_what_there_is():

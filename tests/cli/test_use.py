@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import torchslice as ts
+from torchslice.budget import fit_budget
 from torchslice.cli.slice import STRATEGIES
+from torchslice.rankings import POWERS, by_best_rank
 from torchslice.runs import Run
 from torchslice.runs.run import prefixes
 
@@ -127,6 +129,16 @@ def test_a_sub_task_run_needs_no_slices_of_its_own(torchslice, subtasks, tmp_pat
         "extract", subtasks, "--classes", "3,8", "--out", tmp_path / "x.safetensors", *CPU, "--json"
     ).json
     assert small["neuron_retention"] < 0.7
+
+
+def test_a_budget_on_a_sub_task_run_takes_the_neurons_that_training_ranked(torchslice, subtasks, tmp_path):
+    out = tmp_path / "pair.safetensors"
+    words = ("--classes", "3,8", "--mac-retention", 0.6, "--round-to", 1, "--finetune", 0, "--out", out, *CPU)
+    figures = torchslice("extract", subtasks, *words, "--json").json
+    neurons, _ = neurons_of(subtasks)
+    ranking = by_best_rank(Run.open(subtasks).rankings()[name] for name in ("3", "8"))
+    expected = fit_budget(neurons, ranking, classes=["3", "8"], mac_retention=0.6, powers=POWERS, round_to=1)
+    assert ts.load(out).slice == expected and 0.4 < figures["mac_retention"] <= 0.6
 
 
 # -- evaluate -----------------------------------------------------------------------------------------------------

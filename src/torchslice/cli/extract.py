@@ -68,7 +68,7 @@ def extract(
     wanted = common.names(classes)
     if len(opened.task.class_indices(wanted)) < 2:
         raise TorchsliceError(f"a sub-model needs at least two classes to tell apart: classes was {classes!r}.")
-    found = None if limited and opening.slices is None else opened.slices(seed=training.seed)
+    found: Any = opened.slices(seed=training.seed) if opening.slices or not limited else opened.rankings()
     common.say(f"sub-model of {', '.join(wanted)} from {source}")
     made = reuse(
         opened.network,

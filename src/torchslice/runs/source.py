@@ -19,6 +19,7 @@ from ..find.semantic import ReachTheta, class_slices
 from ..graph.find import find_neurons
 from ..graph.neurons import Neurons
 from ..models import is_trained, load_weights
+from ..rankings import Ranking
 from ..slices import Slice
 from ..submodel import without_gates
 from ..training.placement import choose_device
@@ -72,6 +73,10 @@ class Source:
         if self.run is not None:
             return self.run.slices()
         return class_slices(self.neurons(), self.task, strategy=ReachTheta(), seed=seed)
+
+    def rankings(self) -> dict[str, Ranking] | None:
+        """Return the class rankings of sub-task training; None for everything that was trained in another way."""
+        return self.run.rankings() if self.run is not None and self.run.by == "training" else None
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ def fit(
     Args:
         model: any network with logits [B, C] as output, not wrapped or compiled.
         training: settings.
-        objective: what to minimise, see `Objective`, or what draws it for every step, with the classes of the batch, see
-            `Drawn`; by default the cross entropy with `training.label_smoothing`.
+        objective: what to minimise, see `Objective`, or what draws it for every step, with the classes of its batch,
+            see `Drawn`; by default the cross entropy with `training.label_smoothing`.
         output: picks the logits from what the model returns, see `find_neurons`.
         folder: gets checkpoint.safetensors and metrics.jsonl.
         keep: "last", or "best": the epoch with the best validation accuracy, the latest among equal ones. Then epoch 0,
