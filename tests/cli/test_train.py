@@ -1,6 +1,8 @@
 """torchslice train: three methods, resumes and continues, refuses what is not its own, leaves nothing when it fails."""
 
 import json
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -110,3 +112,19 @@ def test_a_network_and_data_of_ones_own(torchslice, own, tmp_path):
         assert words == ["evaluate", str(out), f"{own}:load", "--data-option", "names=01278", "--allow-import"]
         torchslice(*words[:-1]).refused("netsofatest", "--allow-import")
         assert [*torchslice(*words, "--json").json["class_accuracy"]] == ["1", "7"]
+
+
+def test_two_processes_of_torchrun_draw_and_lose_what_one_does(tmp_path):
+    words = ["train", "lenet", "digits", "--epochs", 4, "--batch-size", 64, "--train-limit", 512]
+    words += ["--precision", "fp32", "--device", "cpu", "--out"]
+    (tmp_path / "train.py").write_text("from torchslice.cli import main; raise SystemExit(main())")
+    rows = []
+    for count in (1, 2):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
+        command = [*launcher, tmp_path / "train.py", *words, tmp_path / str(count)]
+        subprocess.run([*map(str, command)], check=True, capture_output=True, timeout=300)
+        logs = [(tmp_path / str(count) / part / "metrics.jsonl").read_text() for part in ("training", "subtasks")]
+        rows.append([json.loads(line) for log in logs for line in log.splitlines()])
+    losses = [[row["loss"] for row in some] for some in rows]
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert Run.open(tmp_path / "1").rankings() == Run.open(tmp_path / "2").rankings()

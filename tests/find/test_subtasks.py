@@ -14,12 +14,13 @@ from tests.battery.zoo import NETWORKS, make
 from torchslice.cut.extract import held_view
 from torchslice.data import load
 from torchslice.errors import TorchsliceError
-from torchslice.find.subtasks import SubTask, SubTasks, objective
+from torchslice.find.semantic import contributions
+from torchslice.find.subtasks import SubTask, SubTasks, objective, rank
 from torchslice.graph.find import find_neurons
 from torchslice.graph.plan import plan
 from torchslice.inputs import join, map_tensors, run
 from torchslice.models import create
-from torchslice.rankings import by_best_rank, by_score, widths
+from torchslice.rankings import by_best_rank, by_score, by_turns, widths
 from torchslice.training import Training, fit
 
 CLASSES, ALL = (1, 4, 7), tuple(range(10))
@@ -212,3 +213,26 @@ def test_what_does_not_fit_is_refused(small):
     for settings in ({"whole": 0}, {"least": 1.5}, {"label_smoothing": 1}, {"round_to": 0}):
         with pytest.raises(TorchsliceError, match=f"{next(iter(settings))} must be"):
             objective(neurons, random_rankings(neurons), **settings)
+
+
+def test_ranks_are_by_turns_and_layers_with_the_same_channels_have_one_order():
+    task = load("digits").limit(train=200)
+    torch.manual_seed(0)
+    neurons = find_neurons(create("resnet20", channels=1, width=0.5), task.example, classes=task.classes)
+    scores = contributions(neurons, task, metric="avg", samples_per_class=5, progress=False)
+    rankings = rank(neurons, task, scores)
+    assert tuple(rankings) == task.classes and rank(neurons, task, scores) == rankings
+    streams = {}
+    for name, numbers in neurons.sets.items():
+        streams.setdefault(tuple(numbers.tolist()), []).append(name)
+    assert max(map(len, streams.values())) > 2
+    tied = scores.tied(neurons)["avg"]
+    expected = by_turns({names[0]: tied[names[0]] for names in streams.values()})
+    for ranking, literal in zip(rankings.values(), expected, strict=True):
+        for names in streams.values():
+            assert all(torch.equal(ranking[name], literal[names[0]]) for name in names)
+        kept = ranking.prefix(widths(ranking.layers, 0.4, powers=(1, 1)))
+        assert neurons.closed(kept) == kept  # so whole channels can be cut
+    assert rank(neurons, task, metric="avg", seed=1, progress=False).keys() == rankings.keys()
+    with pytest.raises(TorchsliceError, match="contributions to other classes"):
+        rank(neurons, task.restrict(["3", "8"]), scores)

@@ -21,7 +21,7 @@ from ..graph.neurons import Neurons
 from ..graph.plan import Plan, cut_tensors, plan, resize
 from ..graph.views import view_of
 from ..inputs import Inputs, run
-from ..rankings import Ranking, by_best_rank, by_turns, scaled, widths
+from ..rankings import Ranking, by_best_rank, by_turns, widths
 from .semantic import Contributions, contributions
 
 REMEMBERED = 512  # cuts whose plan is kept
@@ -63,7 +63,7 @@ class SubTasks:
         rankings: Mapping[str, Ranking],
         *,
         whole: float = 0.5,
-        least: float = 0.3,
+        least: float = 0.45,
         round_to: int = 8,
         label_smoothing: float = 0.1,
     ) -> None:
@@ -175,9 +175,9 @@ def rank(
     if scores is None:
         scores = contributions(neurons, task, metric=metric or "taylor", seed=seed, progress=progress)
     scores.check_of(neurons, task)
-    of = scores[scores.the_metric(metric)]
-    of_streams = {names[0]: torch.stack([scaled(of[name]) for name in names]).mean(0) for names in neurons.streams}
-    rankings = by_turns(of_streams, cost=cost)
-    first = {name: names[0] for names in neurons.streams for name in names}
-    orders = ({name: ranking[first[name]] for name in neurons.layers} for ranking in rankings)
+    of = scores.tied(neurons)[scores.the_metric(metric)]
+    first: dict[tuple[int, ...], str] = {}  # {channels: the first layer that has them}
+    alike = {name: first.setdefault(tuple(numbers.tolist()), name) for name, numbers in neurons.sets.items()}
+    rankings = by_turns({name: of[name] for name in first.values()}, cost=cost)
+    orders = ({name: ranking[other] for name, other in alike.items()} for ranking in rankings)
     return {name: Ranking(found) for name, found in zip(task.classes, orders, strict=True)}

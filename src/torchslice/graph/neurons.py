@@ -114,14 +114,6 @@ class Neurons:
                     f"the model was changed after find_neurons: {name!r} is another module now. Find its neurons again."
                 )
 
-    @property
-    def streams(self) -> list[tuple[str, ...]]:
-        """All layers, those together whose neurons are the same channels, such as those of a residual stream."""
-        found: dict[bytes, list[str]] = {}
-        for name in self.layers:
-            found.setdefault(self.wires[self.flow.ports[name].outs].tobytes(), []).append(name)
-        return [tuple(names) for names in found.values()]
-
     # -- slices ---------------------------------------------------------------------------------------------------
     def full(self) -> Slice:
         """Return the slice of all neurons."""

@@ -210,7 +210,7 @@ def residual_scores(seed: int) -> tuple[Neurons, Contributions]:
     return neurons, Contributions(TASK.classes, {"avg": scores}, torch.arange(3), torch.ones(3, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("strategy", [PerClass(0.5), PerLayer(0.4), Budget(0.3), ReachTheta(0.9, criterion="mass")])
+@pytest.mark.parametrize("strategy", [PerClass(0.5), PerLayer(0.4), ReachTheta(0.9, criterion="mass")])
 def test_tied_slices_give_networks_as_small_as_they_are(strategy):
     neurons, scores = residual_scores(seed=1)
     tied, untied = (
