@@ -169,7 +169,8 @@ def by_best_rank(rankings: Iterable[Ranking]) -> Ranking:
 
 def scaled(scores: Tensor) -> Tensor:
     """Divide the scores of every class by the largest of them: [C, N] -> float64 [C, N], at most 1."""
-    return scores.double() / scores.amax(1, keepdim=True).clamp(min=1e-300)
+    scores = scores.double()
+    return scores / scores.amax(1, keepdim=True).clamp(min=1e-300)
 
 
 def widths(
