@@ -39,7 +39,7 @@ def random_rankings(neurons):
 def part_of(sub_tasks, classes, share):
     """The slice of some classes at a share of the network."""
     ranking = by_best_rank(sub_tasks.rankings[label] for label in classes)
-    return ranking.prefix(widths(ranking.layers, share))
+    return sub_tasks.neurons.closed(ranking.prefix(widths(ranking.layers, share)))
 
 
 @pytest.mark.parametrize(("classes", "share"), [(CLASSES, 0.3), (CLASSES, 1.0), (ALL, 0.5)])
@@ -101,9 +101,11 @@ def test_what_is_drawn():
     sub_tasks = objective(neurons, random_rankings(neurons), whole=0.25, least=0.5)
     generator = torch.Generator().manual_seed(0)
     drawn = [sub_tasks.draw(generator) for _ in range(2000)]
-    whole, parts = ([step for step in drawn if (step.classes == ALL) is all_] for all_ in (True, False))
-    assert {step.share for step in whole} == {1.0} and 400 < len(whole) < 600
-    assert {len(step.classes) for step in parts} == {2, 5}  # sqrt(2 * 10) rounded up
+    whole = [step for step in drawn if step.classes == ALL and step.share == 1]
+    parts = [step for step in drawn if step not in whole]
+    assert 450 < len(whole) < 600
+    sizes = [len(step.classes) for step in parts]
+    assert {*sizes} == {*range(2, 11)} and 0.2 < sizes.count(2) / len(sizes) < 0.28  # 2 * 5.5 ** u < 3: u < 0.238
     assert {step.share for step in parts} == {level / 16 for level in range(9, 17)}
     assert all(step.classes == tuple(sorted({*step.classes})) for step in parts)
     assert {label for step in parts for label in step.classes} == {*ALL}

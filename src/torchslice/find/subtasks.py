@@ -95,12 +95,15 @@ class SubTasks:
         return f"SubTasks({len(self.rankings)} classes, {settings})"
 
     def draw(self, generator: torch.Generator) -> SubTask:
-        """Draw what the next step trains: the whole network, or a part for two classes or a geometric mean of them."""
+        """Draw what the next step trains: the whole network, or a part of it for two of the C classes or more.
+
+        Their number is 2 * ((C + 1) / 2) ** u rounded down, u even in [0, 1): small sets are drawn more often.
+        """
         count = len(self.rankings)
         first, second, third = torch.rand(3, generator=generator).tolist()
         if first < self.whole:
             return SubTask(self, tuple(range(count)))
-        size = (2, math.ceil(math.sqrt(2 * count)))[second < 0.5]
+        size = int(2 * ((count + 1) / 2) ** second)
         drawn = torch.randperm(count, generator=generator)[:size].sort().values
         share = math.ceil((self.least + (1 - self.least) * third) * LEVELS) / LEVELS
         return SubTask(self, tuple(drawn.tolist()), share)
@@ -119,7 +122,8 @@ class SubTasks:
 
     def _planned(self, classes: tuple[int, ...], share: float) -> Plan:
         ranking = by_best_rank(self.rankings[label] for label in classes)
-        return plan(self.neurons, ranking.prefix(widths(ranking.layers, share, round_to=self.round_to)))
+        part = ranking.prefix(widths(ranking.layers, share, round_to=self.round_to))
+        return plan(self.neurons, self.neurons.closed(part))
 
 
 @dataclass(frozen=True)

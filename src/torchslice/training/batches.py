@@ -66,7 +66,9 @@ def class_batches(
             yield take(count, batch_size), step
         else:
             each, more = divmod(batch_size, len(step.classes))
-            batch = torch.cat([take(label, each + (place < more)) for place, label in enumerate(step.classes)])
+            places = torch.randperm(len(step.classes), generator=generator).tolist()
+            parts = zip(step.classes, places, strict=True)
+            batch = torch.cat([take(label, each + (place < more)) for label, place in parts])
             yield batch[torch.randperm(batch_size, generator=generator)], step
 
 
