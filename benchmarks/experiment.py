@@ -22,6 +22,7 @@ from torchslice.files import atomic_write
 from torchslice.graph.neurons import Neurons
 from torchslice.inputs import device_of, to_device
 from torchslice.registry import unknown
+from torchslice.runs.recipe import make_model
 
 SCALES = ("smoke", "cpu", "paper")
 
@@ -88,9 +89,7 @@ class Part:
 
     def new(self, task: Task) -> nn.Module:
         """Return the untrained network for the classes of a task; its weights follow from the seed."""
-        torch.manual_seed(self.seed)
-        arguments = {"channels": task.example.shape[1], "width": self.network.width}
-        return ts.models.create(self.network.model, num_classes=len(task.classes), **arguments)
+        return make_model(self.network.model, task, {"width": self.network.width}, seed=self.seed)
 
     def trained(self, task: Task, *, folder: Path | None = None) -> nn.Module:
         """Train the network on a task."""
@@ -153,6 +152,30 @@ class Benchmark:
                 about = {"data": network.data, "model": network.model, "seed": seed}
                 runs.append(about | finished_or_run(place.with_suffix(".json"), used, part.result))
         return runs
+
+
+class Cells:
+    """Figures measured one by one and kept in a file, one a line, so that a long part goes on where it stopped.
+
+    A file that was made with other settings is refused.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, first = path, json.dumps(settings)
+        lines = path.read_text().splitlines() if path.is_file() else []
+        if lines and lines[0] != first:
+            raise TorchsliceError(f"{path} was made with other settings; remove it or choose another --out.")
+        self.found = dict(map(json.loads, lines[1:]))
+        self.lines = lines or [first]
+
+    def __call__(self, key: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the figures of a key, measured now if they are not there yet."""
+        name = json.dumps(key)
+        if name not in self.found:
+            self.found[name] = measure()
+            self.lines.append(json.dumps([name, self.found[name]]))
+            atomic_write(self.path, "\n".join(self.lines) + "\n")
+        return self.found[name]
 
 
 # -- networks and data --------------------------------------------------------------------------------------------

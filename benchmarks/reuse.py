@@ -1,115 +1,98 @@
-"""Sub-models that work at once: what any set of classes is worth, cut from one trained network and never fine-tuned.
+"""Sub-models of any classes at any size: of any trained network with a little tuning, at once of one trained for it.
 
-Sub-task training (torchslice's own) over the fraction of neurons that a class keeps, beside MwT (arXiv 2306.09376) and
-the controls.
+What a sub-model is worth over its multiply-accumulates and over the seconds it took, beside the same tuning of random
+slices and of new networks, MwT (arXiv 2306.09376) and MODA.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
+import json
 import random
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from statistics import fmean
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import torchslice as ts
-from torchslice import Slice, accuracy, extract, fit, gates, judge
+from torchslice import Slice, Training, extract, gates, judge
+from torchslice.budget import fit_budget
 from torchslice.data import Task
+from torchslice.files import atomic_write
+from torchslice.find.gates.slicing import GateStatistics
 from torchslice.graph.neurons import Neurons
-from torchslice.rankings import Ranking, by_score
-from torchslice.runs.run import prefixes
+from torchslice.rankings import POWERS, Ranking, by_best_rank, by_mean_score
 from torchslice.slices import union
-from torchslice.training.placement import choose_placement
+from torchslice.submodel import a_minute
+from torchslice.training.costs import Cost, cost, latency_ms
 
-from .experiment import Benchmark, Network, Part, Scale, neurons_of, spent
-from .tables import (
-    Cell,
-    Curve,
-    Run,
-    Runs,
-    about_training,
-    by_network,
-    curve,
-    deviation,
-    draw,
-    figure,
-    found,
-    page,
-    table,
-)
+from . import moda, reuse_page
+from .experiment import Benchmark, Cells, Network, Part, Scale, neurons_of, spent
+from .superclasses import SUPERCLASSES
 
 Labels = tuple[int, ...]  # of the classes of a sub-task, rising
+Trained = tuple[nn.Module, int]  # a network, and how many samples it saw when it was made of a trained one
+Make = Callable[[], Trained]
 
 
 @dataclass(frozen=True)
-class Divided(Network):
-    """A network, the sizes of its disjoint sub-tasks and of batches, and the fractions that class slices keep."""
+class Asked(Network):
+    """A network, and what is asked of it.
 
-    sizes: tuple[int, ...] = (2, 5, 10)
-    batch_size: int = 128
-    mwt_batch_size: int = 128  # as published
-    neuron_fractions: tuple[float, ...] = (0.05, 0.1, 0.15, 0.25)
+    Attributes:
+        budgets: (number of classes, fractions of the MACs): the sizes of sub-tasks and of their sub-models.
+        most: so many sub-tasks of a size, at most.
+        compared: the budget at which networks are trained from scratch, as its place among those of a size.
+        rivals: whether MwT and MODA are trained too.
+    """
+
+    budgets: tuple[tuple[int, tuple[float, ...]], ...] = ((2, (0.1, 0.2, 0.4)), (5, (0.2, 0.5)), (10, (0.5, 1.0)))
+    most: int = 5
+    compared: int = 1
+    rivals: bool = True
 
 
 @dataclass(frozen=True)
 class Settings(Scale):
-    """One scale of the benchmark. `neuron_fraction` is where everything is measured."""
+    """One scale of the benchmark. The first training follows the default recipe, but for the epochs."""
 
-    neuron_fraction: float = 0.15
-    first_fraction: float = 1 / 2  # of the epochs, trained as standard does
-    sub_tasks: int = 10  # disjoint ones, at most so many of each size
-    subsets: int = 45  # at most so many sets of each size
-    subset_sizes: tuple[int, ...] = (2, 3, 5)
-    recalibration_samples: int = 500
+    recalibration_samples: int = 1000
+    pairs: int = 45  # cut at once, at most
+    pairs_at: float = 0.4  # of the MACs
+    longer: int = 10  # times the tuning: a network from scratch
+    published_epochs: int = 10  # of MwT's fine-tuning, at its published learning rate
+    published_rate: float = 0.05
+    repeats: int = 11  # of every measured latency
 
 
-DIGITS = Divided("digits", "convnet", 0.25, epochs=3, sizes=(2, 10), neuron_fractions=(0.3, 0.5))
-CIFAR = Divided("cifar10", "convnet", 1.0, 12, train_images=20_000, validation_images=2_000, batch_size=64)
-PAPER = tuple(Divided("cifar10", name, 1.0, epochs=200) for name in ("resnet18", "vgg16", "mobilenet"))
-HUNDRED = Divided("cifar100", "resnet18", 1.0, epochs=200, sizes=(2, 10, 100))
+HUNDRED = ((2, (0.1, 0.2)), (5, (0.2, 0.5)), (10, (0.2, 0.5)), (100, (0.5, 1.0)))
+SMALL = Asked("digits", "convnet", 0.25, epochs=2, budgets=((2, (0.6,)), (10, (1.0,))), most=1, compared=0)
 SETTINGS = {
-    "smoke": Settings((DIGITS,), 1, samples_per_class=16, neuron_fraction=0.3, subsets=2),
-    "cpu": Settings((CIFAR,)),
-    "paper": Settings((*PAPER, HUNDRED), samples_per_class=256),
+    "smoke": Settings(
+        (SMALL,), 1, samples_per_class=16, pairs=2, pairs_at=0.6, longer=2, published_epochs=1, repeats=1
+    ),
+    "cpu": Settings((Asked("cifar10", "fast", 1.0, epochs=12),), learning_rate=0.15),
+    "paper": Settings(tuple(Asked("cifar10", name, 1.0, epochs=200) for name in ("resnet18", "vgg16"))),
 }
 
 ARMS = {
-    "standard, restricted": "standard training, whole, logits restricted to the sub-task: what sub-models are held to",
-    "ours": "standard training for the first part, then sub-task training on class slices chosen from it",
-    "MwT, as published": "trained with gates; gates dropped, nothing fine-tuned",
-    "MwT, folded and recalibrated": "the same, mean gates in the weights, batch-norm statistics of the sub-task",
-    "control: standard, sliced": "slices chosen as ours are, of the standard network, without sub-task training",
-    "control: random slices, trained": "sub-task training on random class slices with as many neurons in every layer",
-    "control: from scratch": "a network of our sub-model's size, trained on the sub-task as long as the parent",
+    "whole network": "trained as usual, answering with one of the chosen classes only: what the others are held to",
+    "slice, tuned": "of this network, chosen by contributions to the classes, tuned on their images for about a minute",
+    "slice": "the same before tuning, with batch-norm statistics of the classes",
+    "trained to be cut": "of a network trained with rankings and budgets: cut, given statistics, never tuned",
+    "trained to be cut, tuned": "the same after the same tuning",
+    "control: random slice, tuned": "random neurons of the whole network, as many in every layer, tuned alike",
+    "control: from scratch": "a new network as wide, with the weights that the whole one began with, in as many steps",
+    "control: from scratch, longer": "the same in ten times the steps",
+    "MwT, as published": "gates dropped; ReLU and a linear layer on the old logits, fine-tuned for ten epochs",
+    "MwT, folded": "mean gates of the classes in the weights, statistics of the classes, never tuned",
+    "MODA": "trained with its losses and ReLU; modules joined, never tuned",
+    "MODA's rule": "the same rule on the network with ReLU trained as usual, never tuned",
 }
-
-
-@dataclass(frozen=True)
-class Sliced:
-    """A network and its class slices."""
-
-    neurons: Neurons
-    slices: Mapping[str, Slice]
-
-    @property
-    def retention(self) -> float:
-        """The mean fraction of the neurons that a class keeps."""
-        return fmean(slice_.neuron_retention for slice_ in self.slices.values())
-
-    def cut(self, labels: Labels) -> nn.Module:
-        """Cut the sub-model of some classes."""
-        names = self.neurons.classes or ()
-        return extract(self.neurons, union(self.slices[names[label]] for label in labels), classes=labels)
 
 
 @dataclass(frozen=True)
@@ -117,264 +100,261 @@ class Reusing(Part):
     """One network, trained in every way, and its sub-models."""
 
     def result(self) -> dict[str, Any]:
-        settings, task, fractions = self.settings, self.task, self.network.neuron_fractions
-        groups = disjoint(len(task.classes), self.network.sizes, settings.sub_tasks, settings.seed)
-        arms: list[dict[str, Any]] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {**asdict(self.settings), "networks": asdict(self.network), "seeds": self.seed}
+        cells = Cells(self.folder / "cells.jsonl", settings)
+        rows = []
+        for about, make in self.asked():
+            key = {**about, "classes": list(about["classes"])}
+            rows.append({**key, **cells(key, partial(self.measured, make, about["classes"]))})
+        wholes = {tuple(row["classes"]): row["accuracy"] for row in rows if row["arm"] == "whole network"}
+        for row in rows:
+            row["size"], row["of_whole"] = len(row["classes"]), row["accuracy"] / wholes[tuple(row["classes"])]
+        return {"rows": rows, "pairs": list(self.pairs(cells)), "training": self.trainings()}
 
-        def add(arm: str, retention: float, score: Callable[[Labels], float], fraction: float | None = None) -> None:
-            scores = {labels: score(labels) for labels in groups}
-            about = {"arm": arm, "neuron_fraction": fraction, "retention": retention}
-            for size in self.network.sizes:
-                value = fmean(score for labels, score in scores.items() if len(labels) == size)
-                arms.append({**about, "size": size, "accuracy": value})
+    # -- what is measured -----------------------------------------------------------------------------------------
+    def asked(self) -> Iterator[tuple[dict[str, Any], Make]]:
+        """Yield what a row is about, and what makes its network and says how many samples that was trained on."""
+        for number, (size, budgets) in enumerate(self.network.budgets):
+            for labels in sub_tasks(self.task.classes, size, self.network.most, seed=self.seed + number):
+                yield {"arm": "whole network", "classes": labels, "budget": None}, self.whole(labels)
+                for budget in budgets:
+                    compared = budget == budgets[self.network.compared]
+                    for arm, make in self.arms(labels, budget, compared):
+                        yield {"arm": arm, "classes": labels, "budget": budget}, make
+                for arm, make in self.rivals(labels) if self.network.rivals else ():
+                    yield {"arm": arm, "classes": labels, "budget": None}, make
 
-        standard = neurons_of(self.new(task), task)
-        seconds = {"standard": self.train(standard.model, "standard")}
-        whole = judge.predict(standard.model, task)
-        add("standard, restricted", 1.0, partial(restricted, whole, task))
-        scores = self.contributions(standard, task)
-        for fraction in fractions:
-            sliced = Sliced(standard, prefixes(ts.subtasks.rank(standard, task, scores), fraction))
-            add("control: standard, sliced", sliced.retention, partial(self.score, sliced), fraction)
-        seconds["MwT"] = self.published(add)
+    def arms(self, labels: Labels, budget: float, compared: bool) -> Iterator[tuple[str, Make]]:
+        """Yield the arms that are as large as the budget allows."""
 
-        start, first = neurons_of(self.new(task), task), self.first_epochs
-        begun = self.train(start.model, "first", epochs=first)
-        started = time.perf_counter()
-        scores = self.contributions(start, task)
-        begun += time.perf_counter() - started
-        rankings = ts.subtasks.rank(start, task, scores)
-        neurons, rest = self.subtasks(start, rankings, "ours")
-        seconds["ours"] = begun + rest
-        for fraction in fractions:
-            sliced = Sliced(neurons, prefixes(rankings, fraction))
-            add("ours", sliced.retention, partial(self.score, sliced), fraction)
-        ours = Sliced(neurons, prefixes(rankings, settings.neuron_fraction))
-        generator = torch.Generator().manual_seed(self.seed)
-        layers = {name: layer.count for name, layer in start.layers.items()}
-        chance = {
-            name: by_score({layer: torch.rand(count, generator=generator) for layer, count in layers.items()})
-            for name in rankings
-        }
-        neurons, _ = self.subtasks(start, chance, "random")
-        lucky = Sliced(neurons, prefixes(chance, settings.neuron_fraction))
-        add("control: random slices, trained", lucky.retention, partial(self.score, lucky))
-        add("control: from scratch", ours.retention, partial(self.scratch, ours))
-        parents = {row["size"]: row["accuracy"] for row in found(arms, arm="standard, restricted")}
+        def chosen() -> Slice:
+            return self.chosen(labels, budget)
+
+        def chance() -> Slice:
+            return judge.random_like(chosen(), seed=self.seed)
+
+        def nested() -> Slice:
+            return self.nested(labels, budget)
+
+        yield "slice", lambda: self.untuned(self.standard, chosen(), labels)
+        yield "slice, tuned", lambda: self.tuned(self.standard, chosen(), labels)
+        yield "control: random slice, tuned", lambda: self.tuned(self.standard, chance(), labels)
+        yield "trained to be cut", lambda: self.untuned(self.cuttable, nested(), labels)
+        yield "trained to be cut, tuned", lambda: self.tuned(self.cuttable, nested(), labels)
+        if compared:
+            yield "control: from scratch", lambda: self.scratch(chosen(), labels, 1)
+            yield "control: from scratch, longer", lambda: self.scratch(chosen(), labels, self.settings.longer)
+
+    def rivals(self, labels: Labels) -> Iterator[tuple[str, Make]]:
+        """Yield the published methods, whose sub-models have a size of their own."""
+        yield "MwT, as published", lambda: self.published(labels)
+        yield "MwT, folded", lambda: self.folded(labels)
+        yield "MODA", lambda: self.module(self.moda, self.moda_slices, labels)
+        yield "MODA's rule", lambda: self.module(self.relu, self.relu_slices, labels)
+
+    def measured(self, make: Make, labels: Labels) -> dict[str, Any]:
+        """Make a network; return its test accuracy on its classes, what it costs, and what it took to make."""
+        self.note(f"classes {labels}")
+        started = time.process_time()
+        model, samples = make()
+        seconds, only = time.process_time() - started, self.only(labels)
+        logits, mine, whole = judge.predict(model, only), cost(model, self.task.example), self.whole_cost
+        networks = {"whole": self.standard.model, "part": model}
+        times = latency_ms(networks, self.task.example, repeats=self.settings.repeats)
+        speed_up = {f"speed_up_{n}": times["whole"][n].median_ms / times["part"][n].median_ms for n in (1, 64)}
         return {
-            "arms": [{**row, "of_parent": row["accuracy"] / parents[row["size"]]} for row in arms],
-            "seconds": seconds,
-            "subsets": list(self.subsets(ours, whole)),
-            "calibration": [row for labels in groups for row in self.calibration(ours, whole, labels)],
-            "times": [
-                *({"what": f"training, {arm}", "value": seconds[arm] / seconds["standard"]} for arm in ("ours", "MwT")),
-                {"what": "artefact, s", "value": self.artefact(ours)},
-                {"what": "artefact of resnet18, full width, s", "value": self.artefact(self.large())},
-            ],
+            "accuracy": judge.accuracy_of(logits, only.test.labels).overall,
+            "calibration_error": judge.calibration_error(logits, only.test.labels),
+            "parameters": mine.parameters,
+            "param_retention": mine.parameters / whole.parameters,
+            "mac_retention": mine.macs / whole.macs,
+            **{f"ms_{n}": times["part"][n].median_ms for n in (1, 64)},
+            **speed_up,
+            "samples": samples,
+            "core_seconds": seconds,
         }
 
-    # -- training -------------------------------------------------------------------------------------------------
-    @property
-    def first_epochs(self) -> int:
-        return round(self.network.epochs * self.settings.first_fraction)
+    def pairs(self, cells: Cells) -> Iterator[dict[str, Any]]:
+        """Score pairs of classes, cut at once from the network trained for it, beside the whole network."""
+        every = list(itertools.combinations(range(len(self.task.classes)), 2))
+        drawn = sorted(random.Random(self.seed).sample(every, min(self.settings.pairs, len(every))))
 
-    def train(self, model: nn.Module, folder: str, *, objective: Any = None, **changes: Any) -> float:
-        """Train a network in place, and return the seconds."""
+        def score(labels: Labels) -> dict[str, float]:
+            small, _ = self.untuned(self.cuttable, self.nested(labels, self.settings.pairs_at), labels)
+            made = {"ours": small, "whole": extract(self.standard, self.standard.full(), classes=labels)}
+            return {name: ts.accuracy(model, self.only(labels)).overall for name, model in made.items()}
+
+        for labels in drawn:
+            key = {"arm": "pairs", "classes": list(labels)}
+            found = cells(key, partial(score, labels))
+            yield {**key, **found, "change": found["ours"] - found["whole"]}
+
+    # -- trainings ------------------------------------------------------------------------------------------------
+    def train(self, folder: str, model: nn.Module, *, epochs: int | None = None, **options: Any) -> nn.Module:
+        """Train a network in place by the recipe, or read what was trained before."""
         self.note(folder)
-        training = replace(self.training, **{"batch_size": self.network.batch_size, **changes})
-        return spent(fit(model, self.task, training, objective=objective, folder=self.folder / folder))
+        training = replace(self.training, epochs=epochs or self.network.epochs)
+        ts.fit(model, self.task, training, folder=self.folder / folder, **options)
+        return model
 
-    def subtasks(self, start: Neurons, rankings: Mapping[str, Ranking], folder: str) -> tuple[Neurons, float]:
-        """Train sub-tasks by class rankings, from a network that is not changed; returns the seconds too."""
-        neurons, epochs = start.on(copy.deepcopy(start.model)), self.network.epochs - self.first_epochs
-        losses = ts.subtasks.objective(neurons, rankings, round_to=1)
-        return neurons, self.train(neurons.model, folder, objective=losses, epochs=epochs)
+    def trainings(self) -> list[dict[str, Any]]:
+        """Return what every training took."""
+        logs = {path.parent.name: path.read_text() for path in sorted(self.folder.glob("*/metrics.jsonl"))}
+        seconds = {name: spent([json.loads(line) for line in log.splitlines()]) for name, log in logs.items()}
+        return [{"what": name, "of_standard": value / seconds["standard"]} for name, value in seconds.items()]
 
-    def published(self, add: Callable[[str, float, Callable[[Labels], float]], None]) -> float:
-        """Train MwT; score its sub-models as published, and with folded gates and statistics of their own."""
-        task = self.task
-        gated = gates.attach(neurons_of(self.new(task), task), seed=self.seed)
-        seconds = self.train(gated, "mwt", objective=gates.objective(), batch_size=self.network.mwt_batch_size)
-        statistics = gates.statistics(gated, task, progress=self.progress)
-        published = Sliced(gated.neurons.on(gated.fold()), gates.slices_from(gated, statistics))
+    @cached_property
+    def standard(self) -> Neurons:
+        return neurons_of(self.train("standard", self.new(self.task)), self.task)
 
-        def folded(labels: Labels) -> float:
-            means = {layer: values[list(labels)].mean(0) for layer, values in statistics.mean.items()}
-            return self.score(Sliced(gated.neurons.on(gated.fold(means)), published.slices), labels)
+    @cached_property
+    def whole_cost(self) -> Cost:
+        return cost(self.standard.model, self.task.example)
 
-        def as_published(labels: Labels) -> float:
-            return accuracy(published.cut(labels), self.only(labels)).overall
+    @cached_property
+    def cuttable(self) -> Neurons:
+        """The network trained as usual for the first half of the epochs, then with rankings and budgets."""
+        first = self.network.epochs // 2
+        neurons = neurons_of(self.train("first", self.new(self.task), epochs=first), self.task)
+        objective = ts.subtasks.objective(neurons, self.ranked(neurons), label_smoothing=self.training.label_smoothing)
+        self.train("subtasks", neurons.model, epochs=self.network.epochs - first, objective=objective)
+        return neurons
 
-        add("MwT, as published", published.retention, as_published)
-        add("MwT, folded and recalibrated", published.retention, folded)
-        return seconds
+    @cached_property
+    def rankings(self) -> Mapping[str, Ranking]:
+        plain = json.loads((self.folder / "rankings.json").read_text())
+        return {name: Ranking.from_plain(of) for name, of in plain.items()}
+
+    def ranked(self, neurons: Neurons) -> Mapping[str, Ranking]:
+        """Rank the neurons of the network as it is now, or as it was when it was ranked first."""
+        path = self.folder / "rankings.json"
+        if not path.is_file():
+            found = ts.subtasks.rank(neurons, self.task, self.contributions(neurons, self.task))
+            atomic_write(path, json.dumps({name: ranking.to_plain() for name, ranking in found.items()}))
+        return self.rankings
+
+    @cached_property
+    def scores(self) -> ts.semantic.Contributions:
+        return self.contributions(self.standard, self.task)
+
+    @cached_property
+    def gated(self) -> gates.GatedModel:
+        made = gates.attach(neurons_of(self.new(self.task), self.task), seed=self.seed)
+        self.train("mwt", made, objective=gates.objective())
+        return made
+
+    @cached_property
+    def gate_slices(self) -> Mapping[str, Slice]:
+        return gates.slices_from(self.gated, self.gate_statistics)
+
+    @cached_property
+    def gate_statistics(self) -> GateStatistics:
+        return gates.statistics(self.gated, self.task, progress=self.progress)
+
+    @cached_property
+    def relu(self) -> Neurons:
+        return neurons_of(self.train("relu", moda.with_relu(self.new(self.task))), self.task)
+
+    @cached_property
+    def relu_slices(self) -> Mapping[str, Slice]:
+        return moda.class_slices(self.relu, self.task)
+
+    @cached_property
+    def moda(self) -> Neurons:
+        neurons = neurons_of(moda.with_relu(self.new(self.task)), self.task)
+        return neurons.on(self.train("moda", neurons.model, objective=moda.Moda(neurons)))
+
+    @cached_property
+    def moda_slices(self) -> Mapping[str, Slice]:
+        return moda.class_slices(self.moda, self.task)
 
     # -- sub-models -----------------------------------------------------------------------------------------------
     def only(self, labels: Labels) -> Task:
         """Return the task of some classes."""
-        return self.task.restrict([self.task.classes[label] for label in labels])
+        return self.task.restrict(self.names(labels))
 
-    def recalibrated(self, sliced: Sliced, labels: Labels) -> nn.Module:
-        """Cut the sub-model of some classes, with batch-norm statistics of their images."""
-        samples = self.settings.recalibration_samples
-        return judge.recalibrate(sliced.cut(labels), self.only(labels), samples=samples, seed=self.seed)
+    def names(self, labels: Labels) -> list[str]:
+        """Return the names of some classes."""
+        return [self.task.classes[label] for label in labels]
 
-    def score(self, sliced: Sliced, labels: Labels) -> float:
-        """Return the test accuracy of the sub-model of some classes."""
-        return accuracy(self.recalibrated(sliced, labels), self.only(labels)).overall
+    def chosen(self, labels: Labels, budget: float) -> Slice:
+        """Return the slice of the network trained as usual that serves some classes best, of those a budget allows."""
+        scores = {layer: of[list(labels)] for layer, of in self.scores["taylor"].items()}
+        return fit_budget(self.standard, by_mean_score(scores), classes=labels, mac_retention=budget)
 
-    def scratch(self, sliced: Sliced, labels: Labels) -> float:
-        """Train a network of a sub-model's size on its sub-task, as long as the parent was, and score it."""
-        self.note(f"from scratch, classes {labels}")
-        new, only = judge.reinitialised(sliced.cut(labels), seed=self.seed), self.only(labels)
-        training = replace(self.training, batch_size=self.network.batch_size)
-        return accuracy(ts.finetune(new, only, training).model, only).overall
+    def nested(self, labels: Labels, budget: float) -> Slice:
+        """Return the slice of the network trained to be cut."""
+        neurons = self.cuttable
+        ranking = by_best_rank(self.rankings[name] for name in self.names(labels))
+        return fit_budget(neurons, ranking, classes=labels, mac_retention=budget, powers=POWERS)
 
-    def subsets(self, sliced: Sliced, whole: Tensor) -> Iterator[dict[str, Any]]:
-        """Score sub-models of any classes beside the standard network restricted to them."""
-        count = len(self.task.classes)
-        for size in (*self.settings.subset_sizes, count):
-            for labels in draw_subsets(count, size, self.settings.subsets, self.seed):
-                ours, standard = self.score(sliced, labels), restricted(whole, self.task, labels)
-                yield {"size": size, "ours": ours, "standard": standard, "change": ours - standard}
+    def whole(self, labels: Labels) -> Make:
+        """Return what cuts the whole network to the logits of some classes."""
+        return lambda: (extract(self.standard, self.standard.full(), classes=labels), 0)
 
-    def calibration(self, sliced: Sliced, whole: Tensor, labels: Labels) -> Iterator[dict[str, Any]]:
-        """Measure the calibration error of the restricted network, and of a sub-model, as cut and calibrated."""
-        small, only = self.recalibrated(sliced, labels), self.only(labels)
-        answered = {"standard, restricted": answers(whole, self.task, labels)}
-        networks = {"ours, cut": small, "ours, calibrated": judge.calibrate(neurons_of(small, only), only)[0]}
-        answered |= {name: (judge.predict(network, only), only.test.labels) for name, network in networks.items()}
-        for name, given in answered.items():
-            yield {"size": len(labels), "network": name, "error": judge.calibration_error(*given)}
+    def untuned(self, neurons: Neurons, slice_: Slice, labels: Labels) -> Trained:
+        """Cut a sub-model and give it batch-norm statistics of its classes."""
+        samples, only = self.settings.recalibration_samples, self.only(labels)
+        small = extract(neurons, slice_, classes=labels)
+        return judge.recalibrate(small, only, samples=samples, seed=self.seed), 0
 
-    def large(self) -> Sliced:
-        """Return an untrained network of full size with random slices: it takes as long as a trained one."""
-        classes, channels = self.task.classes, self.task.example.shape[1]
-        model = ts.models.create("resnet18", num_classes=len(classes), channels=channels)
-        neurons = neurons_of(model.to(choose_placement(self.device).device), self.task)
-        fraction = self.settings.neuron_fraction
-        return Sliced(neurons, {name: neurons.random(fraction, seed=i) for i, name in enumerate(classes)})
+    def tuned(self, neurons: Neurons, slice_: Slice, labels: Labels) -> Trained:
+        """Make a sub-model of a slice as `reuse` does by default."""
+        names, training = self.names(labels), self.tuning(neurons, slice_, labels)
+        options = {"training": training, "recalibration_samples": self.settings.recalibration_samples}
+        reused = ts.reuse(neurons, self.task, dict.fromkeys(names, slice_), classes=names, seed=self.seed, **options)
+        return reused.model, training.epochs * len(self.only(labels).train)
 
-    def artefact(self, sliced: Sliced) -> float:
-        """Return the seconds from a trained network in memory to the artefact of two classes, written and read back."""
-        options = {"classes": self.task.classes[:2], "recalibration_samples": self.settings.recalibration_samples}
-        options["tune"] = False
-        with tempfile.TemporaryDirectory() as folder:
-            path, started = Path(folder) / "pair.safetensors", time.perf_counter()
-            neurons = neurons_of(sliced.neurons.model, self.task)
-            ts.save(ts.reuse(neurons, self.task, sliced.slices, **options), path)
-            ts.load(path)
-            return time.perf_counter() - started
+    def tuning(self, neurons: Neurons, slice_: Slice, labels: Labels) -> Training:
+        """Return the default tuning of a sub-model."""
+        macs = round(ts.retention(neurons, slice_, classes=labels).built_mac * self.whole_cost.macs)
+        made = a_minute(neurons.model, macs, len(self.only(labels).train))
+        return replace(made, seed=self.seed, device=self.device, progress=self.progress)
+
+    def scratch(self, slice_: Slice, labels: Labels, times: int) -> Trained:
+        """Train a new network as wide as a slice, with the weights that the whole one began with."""
+        neurons = neurons_of(self.new(self.task), self.task)
+        widths = {layer: int(slice_[layer].sum()) for layer in slice_.layers}
+        first = Slice({layer: torch.arange(n) < widths[layer] for layer, n in slice_.layers.items()})
+        epochs = times * self.tuning(neurons, slice_, labels).epochs
+        only, training = self.only(labels), replace(self.training, epochs=epochs)
+        model = ts.finetune(extract(neurons, first, classes=labels), only, training).model
+        return model, epochs * len(only.train)
+
+    def published(self, labels: Labels) -> Trained:
+        """Make a module of MwT as published: a new layer on all logits, fine-tuned with everything else."""
+        slice_ = union(self.gate_slices[name] for name in self.names(labels))
+        small = extract(self.gated.neurons.on(self.gated.fold()), slice_)
+        torch.manual_seed(self.seed)
+        model = nn.Sequential(small, nn.ReLU(), nn.Linear(len(self.task.classes), len(labels)))
+        epochs, rate = self.settings.published_epochs, self.settings.published_rate
+        only, training = self.only(labels), replace(self.training, epochs=epochs, learning_rate=rate)
+        return ts.finetune(model, only, training).model, epochs * len(only.train)
+
+    def folded(self, labels: Labels) -> Trained:
+        """Make a sub-model of the network with gates, its classes' mean gates in the weights."""
+        means = {layer: values[list(labels)].mean(0) for layer, values in self.gate_statistics.mean.items()}
+        slice_ = union(self.gate_slices[name] for name in self.names(labels))
+        return self.untuned(self.gated.neurons.on(self.gated.fold(means)), slice_, labels)
+
+    def module(self, neurons: Neurons, slices: Mapping[str, Slice], labels: Labels) -> Trained:
+        """Join the modules of some classes as MODA does."""
+        return extract(neurons, union(slices[name] for name in self.names(labels)), classes=labels), 0
 
 
-def answers(whole: Tensor, task: Task, labels: Labels) -> tuple[Tensor, Tensor]:
-    """Return test logits [n, k] and labels [n] of some classes, from the logits [N, C] of all test images."""
-    classes = torch.tensor(labels)
-    chosen = torch.isin(task.test.labels, classes)
-    return whole[chosen][:, list(labels)], torch.searchsorted(classes, task.test.labels[chosen])
+def sub_tasks(classes: Sequence[str], size: int, most: int, *, seed: int) -> list[Labels]:
+    """Return disjoint sets of `size` classes, at most `most`: random ones, or superclasses where these are as large.
 
-
-def restricted(whole: Tensor, task: Task, labels: Labels) -> float:
-    """Score a whole network that knows which classes are asked for."""
-    return judge.accuracy_of(*answers(whole, task, labels)).overall
-
-
-def disjoint(count: int, sizes: Sequence[int], most: int, seed: int) -> list[Labels]:
-    """Return for every size the sub-tasks that follow each other and do not overlap, or `most` of them at random.
-
-    >>> disjoint(5, (2, 3), 10, seed=0)
-    [(0, 1), (2, 3), (0, 1, 2)]
+    >>> sub_tasks("abcde", 2, 5, seed=0)
+    [(1, 2), (0, 4)]
     """
-    groups = []
-    for size in sizes:
-        every = [tuple(range(i, i + size)) for i in range(0, count - size + 1, size)]
-        groups += every if len(every) <= most else sorted(random.Random(seed).sample(every, most))
-    return groups
+    shuffled, natural = random.Random(seed), [names.split() for names in SUPERCLASSES.values()]
+    groups = [sorted(map([*classes].index, names)) for names in natural if {*names} <= {*classes}]
+    if not groups or size != len(groups[0]):
+        order = shuffled.sample(range(len(classes)), len(classes))
+        groups = [sorted(order[first : first + size]) for first in range(0, len(order) - size + 1, size)]
+    return [tuple(group) for group in shuffled.sample(groups, min(most, len(groups)))]
 
 
-def draw_subsets(count: int, size: int, most: int, seed: int) -> list[Labels]:
-    """Return all sets of `size` of `count` classes, or `most` different ones of them at random.
-
-    >>> draw_subsets(3, 2, 45, seed=0)
-    [(0, 1), (0, 2), (1, 2)]
-    """
-    if count <= 12 and len(every := list(itertools.combinations(range(count), size))) <= most:
-        return every
-    generator, drawn = random.Random(seed), set[Labels]()
-    while len(drawn) < (1 if size == count else most):
-        drawn.add(tuple(sorted(generator.sample(range(count), size))))
-    return sorted(drawn)
-
-
-# -- the page -----------------------------------------------------------------------------------------------------
-SUBSETS = {
-    "mean": figure("subsets", "ours"),
-    "spread": figure("subsets", "ours", of=deviation),
-    "worst": figure("subsets", "ours", of=min),
-    "standard: mean": figure("subsets", "standard"),
-    "standard: spread": figure("subsets", "standard", of=deviation),
-    "standard: worst": figure("subsets", "standard", of=min),
-    "largest loss": figure("subsets", "change", of=min),
-}
-
-
-def write_page(result: dict[str, Any], path: Path) -> str:
-    """Draw the curves over retention, and write the tables of every network."""
-    settings = result["manifest"]["settings"]
-    text = (
-        "Test accuracy in percent of sub-models that were cut and never fine-tuned, mean over disjoint sub-tasks "
-        f"({settings['sub_tasks']} of a size at most), then mean ± standard deviation over the seeds; in brackets its "
-        "fraction of that of the standard network restricted to the same classes. Cut networks get batch-norm "
-        f"statistics of {settings['recalibration_samples']} training images of their classes, unless it says "
-        "otherwise. Times of training are over those of standard training; those of an artefact are from a trained "
-        "network in memory to a saved and checked artefact of two classes."
-    )
-    panels = {
-        f"{name}, {size} classes": {arm: [points(run, arm, size) for run in runs] for arm in ARMS}
-        for name, runs in by_network(result["runs"]).items()
-        for size in dict.fromkeys(row["size"] for row in runs[0]["arms"])
-    }
-    title = "Sub-models without fine-tuning; mean ± deviation over the seeds"
-    x, y = "neurons per class, %", "test accuracy, %"
-    picture = draw(path.with_suffix(".png"), panels, x=x, y=y, title=title)
-    name = list(panels)[len(panels) // 6]  # of medium size, of the first network: for the front page
-    draw(path.with_name(f"{path.name}-one.png"), {name: panels[name]}, x=x, y=y, title=title)
-    return page("Sub-models that work at once", result, text=[text], section=section, arms=ARMS, picture=picture)
-
-
-def points(run: Run, arm: str, size: int) -> Curve:
-    """Return accuracy over retention; the standard network is a level line as long as ours."""
-    own = curve(run["arms"], "retention", "accuracy", arm=arm, size=size)
-    ends = [min, max] if arm == "standard, restricted" else []
-    return [(end(points(run, "ours", size))[0], own[0][1]) for end in ends] or own
-
-
-def section(runs: Runs, network: Run) -> list[str]:
-    """Write the arms, sets of any classes, calibration and times of one network."""
-    first, sizes = runs[0], network["sizes"]
-
-    def of_size(size: int) -> Cell:
-        """The accuracy, and its fraction of the restricted standard network's."""
-        own = figure("arms", "accuracy", size=size)
-        ratio = figure("arms", "of_parent", percent=False, digits=3, size=size)
-        return lambda runs, row: f"{own(runs, row)} ({ratio(runs, row).partition(' ')[0]})"
-
-    keys = [(arm, row["neuron_fraction"]) for arm in ARMS for row in found(first["arms"], arm=arm)]
-    arms = [(arm, {"arm": arm, "neuron_fraction": fraction}) for arm, fraction in dict.fromkeys(keys)]
-    figures = {"neurons per class, %": figure("arms", "retention")} | {f"{n} classes": of_size(n) for n in sizes}
-    counts = Counter(row["size"] for row in first["subsets"])
-    errors = {f"{n} classes": figure("calibration", "error", size=n) for n in sizes}
-    networks = [(name, {"network": name}) for name in dict.fromkeys(row["network"] for row in first["calibration"])]
-    times = [(row["what"], {"what": row["what"]}) for row in first["times"]]
-    return [
-        f"{about_training(network)}, batches of {network['batch_size']} (MwT {network['mwt_batch_size']}).",
-        table(runs, arms, figures),
-        table(
-            runs, [(f"{n} set(s) of {s}", {"size": s}) for s, n in counts.items()], SUBSETS, corner="ours, any classes"
-        ),
-        table(runs, networks, errors, corner="calibration error, %"),
-        table(runs, times, {"value": figure("times", "value", percent=False, digits=2)}, corner="time"),
-    ]
-
-
-BENCHMARK = Benchmark("reuse", SETTINGS, Reusing, write_page)
+BENCHMARK = Benchmark("reuse", SETTINGS, Reusing, partial(reuse_page.write_page, ARMS))

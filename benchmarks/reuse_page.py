@@ -1,0 +1,149 @@
+"""The page of `reuse`: what a sub-model is worth over what it costs and over what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .tables import (
+    Cell,
+    Curve,
+    Panel,
+    Run,
+    Runs,
+    about_training,
+    by_network,
+    deviation,
+    draw,
+    figure,
+    found,
+    page,
+    spread,
+    table,
+)
+
+TUNED = "slice, tuned"
+FIGURES = {
+    "accuracy": figure("rows", "accuracy"),
+    "of the whole": figure("rows", "of_whole", percent=False, digits=3),
+    "parameters": figure("rows", "param_retention"),
+    "MACs": figure("rows", "mac_retention"),
+    "speed-up, batch 1": figure("rows", "speed_up_1", percent=False, digits=2),
+    "speed-up, batch 64": figure("rows", "speed_up_64", percent=False, digits=2),
+    "core seconds": figure("rows", "core_seconds", percent=False, digits=0),
+    "calibration error": figure("rows", "calibration_error"),
+}
+PAIRS = {
+    "mean": figure("pairs", "ours"),
+    "spread": figure("pairs", "ours", of=deviation),
+    "worst": figure("pairs", "ours", of=min),
+    "whole: mean": figure("pairs", "whole"),
+    "whole: worst": figure("pairs", "whole", of=min),
+    "largest loss": figure("pairs", "change", of=min),
+}
+TEXT = (
+    "Test accuracy in percent, without averaging over mirrored images; parameters and MACs in percent of the whole "
+    "network's, speed-ups over its forward pass, measured in turns. Sub-tasks are drawn at random and disjoint (of "
+    "five classes the superclasses, where a data set has them); a figure is the mean over them, then mean ± standard "
+    "deviation over the seeds. *Core seconds* are those of one core from the trained network in memory to the "
+    "sub-model, the choice of the slice left out. Epochs are chosen on validation images of the classes."
+)
+
+
+def write_page(arms: dict[str, str], result: dict[str, Any], path: Path) -> str:
+    """Write the answer, the pictures and the tables of every network."""
+    runs = by_network(result["runs"])
+    panels = {
+        f"{name}, {size} classes": panel(own, size, "mac_retention")
+        for name, own in runs.items()
+        for size in sizes(own)
+    }
+    title = "What a sub-model is worth; mean ± deviation over the seeds"
+    axes = {"x": "MACs, % of the whole network", "y": "of its accuracy, %", "title": title}
+    picture = draw(path.with_suffix(".png"), panels, **axes, log_x=True)
+    first = next(iter(panels))  # for the front page
+    draw(path.with_name(f"{path.name}-one.png"), {first: panels[first]}, **axes, log_x=True)
+    text = [*(answer(name, own) for name, own in runs.items()), TEXT]
+    return page("Name your classes and a budget", result, text=text, section=section, arms=arms, picture=picture)
+
+
+def sizes(runs: Runs) -> list[int]:
+    """Return the sizes of the sub-tasks of a network."""
+    return list(dict.fromkeys(row["size"] for row in runs[0]["rows"]))
+
+
+def budgets(runs: Runs, **where: Any) -> list[float]:
+    """Return the budgets of some rows, rising."""
+    return sorted({row["budget"] for row in found(runs[0]["rows"], **where) if row["budget"] is not None})
+
+
+def answer(name: str, runs: Runs) -> str:
+    """Write the first thing to know: what a tuned slice keeps at every budget, and what the control does."""
+    kept = []
+    for size in sizes(runs):
+        for budget in budgets(runs, arm=TUNED, size=size):
+            where = {"budget": budget, "size": size}
+            own, seconds, chance = (
+                figure("rows", key, percent=False, digits=digits)(runs, {"arm": arm, **where})
+                for arm, key, digits in (
+                    (TUNED, "of_whole", 3),
+                    (TUNED, "core_seconds", 0),
+                    ("control: random slice, tuned", "of_whole", 3),
+                )
+            )
+            kept.append(
+                f"{size} classes at {budget:.0%} of the MACs: **{own}** in {seconds} core seconds (random {chance})"
+            )
+    return (
+        f"A tuned slice of {name} keeps, of the whole network's accuracy on the same classes, " + "; ".join(kept) + "."
+    )
+
+
+def panel(runs: Runs, size: int, x: str) -> Panel:
+    """Return the curves of all arms for sub-tasks of one size."""
+    arms = dict.fromkeys(row["arm"] for row in runs[0]["rows"] if row["size"] == size)
+    return {arm: [points(run, arm, size, x) for run in runs] for arm in arms}
+
+
+def points(run: Run, arm: str, size: int, x: str) -> Curve:
+    """Return one point for each budget: means over the sub-tasks, in percent."""
+    rows = found(run["rows"], arm=arm, size=size)
+    groups = [found(rows, budget=budget) for budget in dict.fromkeys(row["budget"] for row in rows)]
+    return [(100 * fmean(r[x] for r in group), 100 * fmean(r["of_whole"] for r in group)) for group in groups]
+
+
+def section(runs: Runs, network: Run) -> list[str]:
+    """Write the tables of one network."""
+    parts = [f"{about_training(network)}."]
+    for size in sizes(runs):
+        keys = dict.fromkeys((row["arm"], row["budget"]) for row in found(runs[0]["rows"], size=size))
+        rows = [(arm + (f", {b:.0%}" if b else ""), {"arm": arm, "budget": b, "size": size}) for arm, b in keys]
+        parts += [table(runs, rows, FIGURES, corner=f"{size} classes"), *differences(runs, size)]
+    drawn = len(runs[0]["pairs"])
+    parts.append(table(runs, [(f"{drawn} pairs", {})], PAIRS, corner="trained to be cut, any two classes"))
+    trainings = [(row["what"], {"what": row["what"]}) for row in runs[0]["training"]]
+    cost = {"of standard": figure("training", "of_standard", percent=False, digits=2)}
+    return [*parts, table(runs, trainings, cost, corner="time of training")]
+
+
+def differences(runs: Runs, size: int) -> Iterator[str]:
+    """Write by how many points a tuned slice is ahead of the other arms on the same classes at the same budget."""
+    others = dict.fromkeys(
+        (row["arm"], row["budget"])
+        for row in found(runs[0]["rows"], size=size)
+        if row["budget"] is not None and row["arm"] != TUNED
+    )
+    if others:
+        rows = [(f"{arm}, {budget:.0%}", {"arm": arm, "budget": budget, "size": size}) for arm, budget in others]
+        yield table(runs, rows, {"points": ahead}, corner=f"{TUNED}, is ahead of")
+
+
+def _ahead(run: Run, row: Run) -> float:
+    """Return the mean difference of a tuned slice to another arm, over the same sub-tasks."""
+    own = {tuple(r["classes"]): r["accuracy"] for r in found(run["rows"], **{**row, "arm": TUNED})}
+    return fmean(own[tuple(r["classes"])] - r["accuracy"] for r in found(run["rows"], **row))
+
+
+ahead: Cell = lambda runs, row: spread([_ahead(run, row) for run in runs])  # noqa: E731
