@@ -28,6 +28,7 @@ from torchslice.imports import import_timm, import_torchvision
 
 IMAGES = torch.linspace(-1, 1, 2 * 8 * 8).reshape(2, 1, 8, 8)
 FOREIGN = ("mlp", "unknown", "reused", "gated", "preactivation", "two inputs", "dictionary", "answering", "tokens")
+FOREIGN += ("parts", "heads")
 
 
 def _attention() -> nn.Module:

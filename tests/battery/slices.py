@@ -13,7 +13,7 @@ from torchslice.slices import Slice
 def few(neurons: Neurons, count: int) -> Slice:
     """Keep `count` neurons, spread out, in every other layer, and everything elsewhere."""
     masks = neurons.full().masks
-    for name in list(neurons.layers)[::2]:
+    for name in [name for name, layer in neurons.layers.items() if layer.count > count][::2]:
         keep = torch.linspace(0, neurons.layers[name].count - 1, count).round().long()
         masks[name] = torch.zeros_like(masks[name]).index_fill_(0, keep, True)
     return Slice(masks)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from torchslice.graph.find import find_neurons
 from torchslice.graph.neurons import Neurons
+from torchslice.imports import import_transformers
 from torchslice.inputs import Inputs, join, map_tensors, run
 from torchslice.models import create
 
@@ -147,6 +148,63 @@ class Tokens(nn.Module):
         return self.head(F.relu(self.hidden(x)))
 
 
+class Parts(nn.Module):
+    """A convolution that is split, scaled by parameters, normed by groups, and transposed; a packed gated unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 12, 1), nn.Conv2d(8, 8, 1)
+        self.scale, self.norm = nn.Parameter(torch.rand(20, 1, 1) + 0.5), nn.GroupNorm(5, 20)
+        self.up, self.packed, self.back = nn.ConvTranspose2d(20, 14, 2, 2), nn.Linear(14, 24), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = F.relu(self.stem(x)).chunk(2, 1)
+        x = torch.cat([self.left(one), self.right(other)], 1) * self.scale
+        x = F.relu(self.up(F.relu(self.norm(x)))).mean((2, 3))
+        x = self.packed(x)
+        return self.back(x[:, : x.shape[1] // 2] * F.gelu(x[:, x.shape[1] // 2 :]))
+
+
+class Heads(nn.Module):
+    """Attention by hand: heads, a table of biases, a mask, layer norms of queries, rotated keys."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.num_heads, self.width = 4, 24
+        self.embed, self.qkv, self.proj = nn.Linear(7, 20), nn.Linear(20, 72), nn.Linear(24, 20)
+        self.norm, self.table = nn.LayerNorm(6), nn.Parameter(torch.randn(9, 4))
+        self.register_buffer("places", torch.arange(5)[:, None] - torch.arange(5) + 4)
+        self.before, self.head = nn.LayerNorm(20), nn.Linear(20, num_classes)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:  # [B, 5, 7], [B, 5]
+        x = self.embed(tokens)
+        b, n, _ = x.shape
+        q, k, v = self.qkv(self.before(x)).reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        k = k * torch.linspace(0, 1, 6) + torch.cat([-k[..., 3:], k[..., :3]], -1) * torch.linspace(1, 0, 6)
+        scores = self.norm(q) @ k.transpose(-2, -1) / 6**0.5 + self.table[self.places].permute(2, 0, 1)
+        scores = scores.masked_fill(mask[:, None, None] == 0, -1e9)
+        y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, self.width)
+        return self.head((x + self.proj(y)).mean(1))
+
+
+def _sequence() -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 5, 7), torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+
+
+def transformer(name: str, **config: Any) -> nn.Module:
+    """A transformers classifier of two layers and ten classes with random weights."""
+    transformers = import_transformers()
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 24, "intermediate_size": 40}
+    made = getattr(transformers, f"{name}Config")(vocab_size=40, num_labels=10, pad_token_id=0, **sizes, **config)
+    return getattr(transformers, f"{name}ForSequenceClassification")(made)
+
+
+def _words() -> dict[str, Tensor]:
+    mask = torch.ones(2, 8, dtype=torch.int64)
+    mask[0, 5:] = 0
+    return {"input_ids": torch.randint(1, 40, (2, 8)) * mask, "attention_mask": mask}
+
+
 def _image(size: int) -> Callable[[], Inputs]:
     return lambda: torch.randn(2, 3, size, size)
 
@@ -159,6 +217,7 @@ def _named() -> dict[str, Tensor]:
     return {"attributes": torch.randn(2, 5), "image": torch.randn(2, 3, 8, 8)}
 
 
+SWIN = {"img_size": 32, "window_size": 4, "depths": (2, 2), "num_heads": (2, 4), "embed_dim": 24, "drop_path_rate": 0}
 #: name -> how to make the network, how to make an example
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
     "mlp": (MLP, lambda: torch.randn(3, 3, 4)),
@@ -183,6 +242,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
     "densenet121": (lambda: create("torchvision:densenet121"), _image(32)),
     "efficientnet_b0": (lambda: create("torchvision:efficientnet_b0"), _image(32)),
     "convnext_tiny": (lambda: create("torchvision:convnext_tiny"), _image(32)),
+    "parts": (Parts, _image(8)),
+    "heads": (Heads, _sequence),
+    "bert": (lambda: transformer("Bert"), _words),
+    "gpt2": (lambda: transformer("GPT2"), _words),
+    "llama": (lambda: transformer("Llama", num_key_value_heads=2), _words),
+    "swin": (lambda: create("timm:swin_tiny_patch4_window7_224", **SWIN), _image(32)),
     "vit": (lambda: create("timm:vit_tiny_patch16_224", img_size=64, depth=3), _image(64)),
 }
 

@@ -144,7 +144,7 @@ def test_views_and_masks_and_zeroed_weights_compute_the_same(neurons) -> None:
         **{name: [False, True] * 3 for name in ("conv2", "norm2")},
     }
     expected = eval_logits(masked(neurons, SLICE), neurons)
-    assert torch.equal(eval_logits(held_view(model, held), neurons), expected)
+    assert torch.equal(eval_logits(held_view(neurons, held), neurons), expected)
     assert not any(module._forward_hooks for module in model.modules())
     with torch.no_grad():
         what, small = plan(neurons, SLICE), view_of(model)

@@ -54,7 +54,7 @@ def test_logits_and_gradients_are_those_of_the_network_held_to_the_slice(name, c
     inputs = map_tensors(lambda t: t + torch.randn_like(t) if t.is_floating_point() else t, join([example] * 3))
     sub_tasks = objective(neurons, random_rankings(neurons), round_to=1)
     before = {where: buffer.clone() for where, buffer in model.train().named_buffers()}
-    expected = run(held_view(reference, plan(neurons, part_of(sub_tasks, classes, share)).held), inputs)
+    expected = run(held_view(neurons.on(reference), plan(neurons, part_of(sub_tasks, classes, share)).held), inputs)
     expected = expected[:, list(classes)]
     actual = sub_tasks.logits(model, inputs, classes, share)
     assert (actual - expected).abs().max() <= 1e-9 * expected.abs().max()
@@ -119,7 +119,7 @@ def test_widths_are_those_of_the_sub_models_that_are_cut(small):
     ranking = by_best_rank(sub_tasks.rankings[label] for label in (1, 4))
     counts = widths(ranking.layers, 0.4, round_to=8)
     assert any(count < ranking.layers[name] for name, count in counts.items())
-    held = held_view(copy.deepcopy(model), plan(neurons, ranking.prefix(counts)).held)
+    held = held_view(neurons.on(copy.deepcopy(model)), plan(neurons, ranking.prefix(counts)).held)
     actual = sub_tasks.logits(model, images, (1, 4), 0.4)
     assert torch.allclose(actual, held(images)[:, [1, 4]], atol=1e-5)
 

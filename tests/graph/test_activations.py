@@ -40,7 +40,7 @@ def test_every_sliceable_layer_is_read(name: str) -> None:
         assert torch.equal(logits(neurons.model, neurons.example), expected)
     for layer, values in seen.values.items():
         for value in values:
-            assert value.shape[where.axis[layer]] == neurons.layers[layer].count
+            assert value.shape[where.axis[layer]] == len(neurons.rows[layer])
     assert seen.values.keys() == neurons.layers.keys()
 
 

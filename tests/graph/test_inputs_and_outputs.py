@@ -71,7 +71,7 @@ def silent(self: Does, x: torch.Tensor) -> torch.Tensor:
     ("model", "example", "text"),
     [
         (Does(branch), IMAGE, "reads a tensor's value into Python"),
-        (Does(lambda self, x: self.logits(x * x.mean().item())), IMAGE, "a tensor's value into Python (item)"),
+        (Does(lambda self, x: self.logits(x) * self.conv(x).mean().item()), IMAGE, "value into Python (item)"),
         (Does(lambda self, x: self.conv(x)), IMAGE, "must return logits [B, C] for a batch of 2; it returned a tensor"),
         (Does(lambda self, x: self.logits(x)[:1]), IMAGE, "it returned a tensor float32 [1, 4]"),
         (Does(lambda self, x: (self.logits(x), x)), IMAGE, "Say where they are: output=lambda result: result[0]"),

@@ -69,9 +69,11 @@ def test_only_the_named_neurons_move_and_the_others_compute_the_same_bits(name: 
         if where is None or tensor.dim() == 0 or ("running" in key and not batch_statistics):
             assert torch.equal(tensor, before[key]), key
         else:
+            layer, _, own = key.rpartition(".")
+            tensor, old = (t.movedim(neurons.flow.ports[layer].row_axis(own), 0) for t in (tensor, before[key]))
             moved = torch.zeros(len(tensor), dtype=torch.bool).index_fill_(0, where, True)
-            assert torch.equal(tensor[~moved], before[key][~moved]), key
-            assert not torch.equal(tensor[moved], before[key][moved]), key
+            assert torch.equal(tensor[~moved], old[~moved]), key
+            assert not torch.equal(tensor[moved], old[moved]), key
     others = [c for c in range(10) if c not in (1, 3)]
     assert (logits(merged, inputs) - whole).abs().max() > 1e-3
     assert torch.equal(logits(masked(neurons.on(merged), ~slice_), inputs)[:, others], expected[:, others])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import TorchsliceError, first_line
 from ..graph.layers import Flags
 from ..graph.neurons import Neurons
-from ..graph.plan import build, plan
+from ..graph.plan import build, plan, tensors_of
 from ..graph.record import evaluating
 from ..graph.views import view_of
 from ..inputs import run
@@ -41,7 +41,7 @@ def extract(neurons: Neurons, slice_: Slice, *, classes: Sequence[str | int] | N
     indices = None if classes is None else _checked_classes(neurons, classes)
     what = plan(neurons, slice_, indices)
     small = build(neurons.model, what)
-    expected = eval_logits(held_view(neurons.model, what.held), neurons)
+    expected = eval_logits(held_view(neurons, what.held), neurons)
     check_close(small, neurons, expected if indices is None else expected[:, indices], "cut")
     return small
 
@@ -55,20 +55,21 @@ def masked(neurons: Neurons, slice_: Slice) -> nn.Module:
     >>> logits = masked(neurons, slices["3"] | slices["8"])(task.example)
     """
     held = plan(neurons, slice_).held  # says what is wrong
-    return held_view(neurons.model, held)
+    return held_view(neurons, held)
 
 
-def held_view(model: nn.Module, held: Mapping[str, Flags]) -> nn.Module:
+def held_view(neurons: Neurons, held: Mapping[str, Flags]) -> nn.Module:
     """Return a view of a model in which outputs of sub-modules are held at zero, {name: bool [n] over its channels}."""
-    view = view_of(model)
+    view = view_of(neurons.model)
     for name, flags in held.items():
-        view.get_submodule(name).register_forward_hook(partial(_zeroed, torch.as_tensor(flags)))
+        zeroed = partial(_zeroed, torch.as_tensor(flags), neurons.flow.ports[name].axis)
+        view.get_submodule(name).register_forward_hook(zeroed)
     return view
 
 
-def _zeroed(flags: Tensor, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+def _zeroed(flags: Tensor, axis: int, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     shape = [1] * output.dim()
-    shape[-1 if isinstance(module, nn.Linear) else 1] = -1
+    shape[axis] = -1
     return output.masked_fill(flags.to(output.device).view(shape), 0)
 
 
@@ -146,17 +147,20 @@ def retention(neurons: Neurons, slice_: Slice, *, classes: Sequence[str | int] |
     slice keeps 100.0% of the neurons, 100.0% of the parameters, 100.0% of the MACs; the network built ...
     """
     layers = plan(neurons, slice_, None if classes is None else _checked_classes(neurons, classes)).layers
-    modules = {name: neurons.model.get_submodule(name) for name in layers}
+    held = {
+        name: [t for t in tensors_of(neurons.model, name, layer.port).values() if isinstance(t, nn.Parameter)]
+        for name, layer in layers.items()
+    }
     ports = [layer.port for layer in layers.values()]
     macs = sum(p.positions * len(p.outs) * len(p.ins) // p.groups * p.kernel for p in ports if p.ins is not None) or 1
     whole = sum(p.numel() for p in neurons.model.parameters())
-    fixed = whole - sum(p.numel() for module in modules.values() for p in module.parameters(recurse=False))
+    fixed = whole - sum(p.numel() for parameters in held.values() for p in parameters)
     fractions = []
     for as_built in (False, True):
         params, left = fixed, 0
         for name, layer in layers.items():
             outs = layer.outs if as_built else layer.outs & ~layer.held
-            params += int(outs.sum()) * sum(p.dim() == 1 for p in modules[name].parameters(recurse=False))
+            params += int(outs.sum()) * sum(p.dim() == outs.ndim for p in held[name])
             if layer.ins is not None:
                 ins = layer.ins if as_built or layer.zero_ins is None else layer.ins & ~layer.zero_ins
                 weights = layer.port.connections(outs, ins) * layer.port.kernel

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import TorchsliceError
 from ..graph.find import find_neurons
-from ..graph.layers import Flags, Grouped, Ids
+from ..graph.layers import Flags, Free, Grouped, Ids, Transposed
 from ..graph.neurons import Neurons
 from ..graph.views import copy_of, view_of
 from ..registry import unknown
@@ -97,8 +97,9 @@ def widen(
         wire = last_wire(neurons, layer)
         extra[wire] = max(count, extra.get(wire, 0))
     wide, places = grow(neurons, extra, seed=seed), {}
-    for layer in neurons.layers:
-        at, new = new_places(neurons.flow.ports[layer].outs, neurons.wires, extra)
+    for layer, count in neurons.full().layers.items():
+        outs = neurons.flow.ports[layer].outs
+        at, new = new_places(outs, neurons.wires, extra) if len(outs) == count else (np.arange(count), np.array(False))
         places[layer] = torch.from_numpy(np.where(new, -1, at))
     return Widened(find_neurons(wide, neurons.example, classes=neurons.classes, output=neurons.output), places, fixed)
 
@@ -119,10 +120,20 @@ def new_places(ids: Ids, wires: Ids, extra: Mapping[int, int]) -> tuple[Ids, Fla
 
 def why_fixed(neurons: Neurons, layer: str) -> str | None:
     """Return why a sliceable layer cannot be widened, or None if it can."""
-    wire = last_wire(neurons, layer)
-    for name, port in neurons.flow.ports.items():
-        if isinstance(port, Grouped) and any(wire in neurons.wires[side] for side in (port.outs, port.ins)):
+    flow, wires, wire = neurons.flow, neurons.wires, last_wire(neurons, layer)
+    for name, port in flow.ports.items():
+        if isinstance(port, Grouped) and any(wire in wires[side] for side in (port.outs, port.ins)):
             return f"{name!r} is a grouped convolution, whose groups must be equally wide"
+        if isinstance(port, Transposed) and any(wire in wires[side] for side in (port.outs, port.ins)):
+            return f"{name!r} has its rows on the second axis of its weight"
+        if isinstance(port, Free) and wire in wires[port.outs]:
+            return f"the parameter {name!r} goes with its neurons"
+        if len(np.unique(port.outs[wires[port.outs] == wire])) > 1:
+            return f"each of its neurons has several rows in {name!r}"
+    if any(wire in wires[parts] for parts in flow.even):
+        return "it is split into parts, which must be equally wide"
+    if any(written.channels is not None and wire in wires[written.channels.ids] for written in flow.written):
+        return "an attribute of a module says how wide it is"
     return None
 
 
@@ -142,6 +153,8 @@ def grow(neurons: Neurons, extra: Mapping[int, int], *, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, port in neurons.flow.ports.items():
+            if isinstance(port, Free):
+                continue
             outs, new_outs = map(torch.from_numpy, new_places(port.outs, neurons.wires, extra))
             columns = port.outs if port.ins is None else port.ins
             ins, new_ins = map(torch.from_numpy, new_places(columns, neurons.wires, extra))

@@ -16,9 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .functions import ACTIVATIONS, CONVOLUTIONS, NORMS
+from .functions import ACTIVATIONS, CONVOLUTIONS, NORMS, PRODUCTS, TRANSPOSED
 from .neurons import Neurons
 from .record import Call, Value, plain_name, record
+
+PRODUCERS = {*CONVOLUTIONS, *TRANSPOSED, *PRODUCTS, "linear", "addmm"}
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Activations:
     """Where to read each layer: the functions its result goes through, such as ("conv2d", "batch_norm", "relu").
 
     A layer that is used several times is read after the functions that follow all its uses alike. `copied` are layers
-    whose activations a later function overwrites; `axis` is the axis that counts the neurons, 1 or -1.
+    whose activations a later function overwrites; `axis` is the axis that counts the rows of the layer, 1 or -1; `rows`
+    are the places on it that belong to each neuron, see `by_neuron`.
     """
 
     chains: dict[str, tuple[str, ...]]
     copied: frozenset[str]
     axis: dict[str, int]
+    rows: dict[str, Tensor]
 
 
 @dataclass
@@ -57,14 +61,23 @@ def find_activations(neurons: Neurons, layers: Sequence[str] | None = None) -> A
     chains: dict[str, tuple[str, ...]] = {}
     copied = set()
     for call in calls:
-        if call.module not in wanted or call.name not in (*CONVOLUTIONS, "linear"):
+        if call.module not in wanted or call.name not in PRODUCERS:
             continue
         chain, end = _follow(call, readers)
         before = chains.get(call.module, chain)
         chains[call.module] = tuple(name for name, other in zip(chain, before, strict=False) if name == other)
         if any(end in reader.overwritten for reader in readers.get(end, [])):
             copied.add(call.module)
-    return Activations(chains, frozenset(copied), {name: neurons.layers[name].axis for name in chains})
+    axis = {name: neurons.layers[name].axis for name in chains}
+    return Activations(chains, frozenset(copied), axis, {name: neurons.places(name) for name in chains})
+
+
+def by_neuron(values: Tensor, rows: Tensor) -> Tensor:
+    """Join the rows of every neuron of a layer, [R, rows, P] -> [R, N, k * P], by their places [N, k] (-1 is none)."""
+    if rows.shape[1] == 1 and len(rows) == values.shape[1]:
+        return values
+    found = values[:, rows.to(values.device)]  # [R, N, k, P]
+    return found.masked_fill((rows < 0).to(values.device)[..., None], 0).flatten(2)
 
 
 def _follow(call: Call, readers: dict[Value, list[Call]]) -> tuple[tuple[str, ...], Value]:
@@ -94,9 +107,10 @@ class _Reading(TorchFunctionMode):
             return result
         name = plain_name(func)
         source = args[0] if args else kwargs.get("input")
-        weight = args[1] if len(args) > 1 else kwargs.get("weight")
-        if id(weight) in self.layer_of and (name in CONVOLUTIONS or name == "linear"):
-            return self._arrived(self.layer_of[id(weight)], 0, result)
+        if name in PRODUCERS:
+            for given in (*args, *kwargs.values()):
+                if id(given) in self.layer_of:
+                    return self._arrived(self.layer_of[id(given)], 0, result)
         known = self.followed.get(id(source))
         if known is not None and known[0] is source:
             _, layer, place = known

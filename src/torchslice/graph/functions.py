@@ -20,7 +20,9 @@ ACTIVATIONS = _names(
     "hardtanh prelu",
 )
 #: Element by element, f(0) is something else.
-ZERO_GOES = _names("sigmoid hardsigmoid logsigmoid softplus exp exp2 cos cosh erfc expit")
+ZERO_GOES = _names(
+    "sigmoid hardsigmoid logsigmoid softplus exp exp2 cos cosh erfc expit rsqrt reciprocal log log2 log10",
+)
 #: Element by element, f(0) = 0 if the bounds say so.
 CLAMPS = _names("hardtanh clamp clip")
 ADDITIVE = _names("add sub subtract radd iadd isub rsub maximum minimum")
@@ -38,18 +40,20 @@ RESIZERS = _names("interpolate upsample")
 MOVES = _names(
     "view reshape view_as reshape_as flatten unflatten permute transpose swapaxes swapdims t T mT movedim moveaxis",
     "unsqueeze squeeze expand expand_as getitem chunk split tensor_split unbind narrow select repeat tile roll flip",
+    "repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle broadcast_to",
 )
-#: Moves whose arguments may spell a width out.
-SHAPED = _names("view reshape unflatten narrow")
-#: Functions of whole axes, zero stays; followed like moves.
+#: Moves that need real memory, and whose arguments are the sizes of their result.
+SHAPED = _names("view reshape")
+SIZED = SHAPED | _names("expand broadcast_to")
+#: Functions of whole axes, zero stays.
 REDUCTIONS = _names("mean sum amax amin")
-#: Functions in which every channel acts on the others.
-MIXERS = _names(
-    "layer_norm group_norm rms_norm local_response_norm softmax log_softmax matmul bmm einsum normalize",
-    "scaled_dot_product_attention multi_head_attention_forward",
-)
+#: Functions in which the places on some axes act on each other; whether zero stays.
+MIXERS = {"softmax": False, "log_softmax": False, "layer_norm": False, "rms_norm": True, "normalize": True}
+PRODUCTS = _names("matmul bmm mm rmatmul")
 #: Layers, with the number of spatial axes where they have them.
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 NORMS = _names("batch_norm instance_norm")
 #: Functions that turn a tensor into Python: what follows may depend on the data, so one run does not tell.
+CASTS = _names("bool int float complex")  # also names of functions that return tensors
 LEAVES_TORCH = _names("bool int float index complex item tolist numpy array is_nonzero equal allclose")

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Ids = np.ndarray  # int [n], the numbers of a tensor's channels
-Flags = np.ndarray  # bool [n]
+Ids = np.ndarray  # int, the numbers of a tensor's channels
+Flags = np.ndarray  # bool, one for each channel
 
 
 @dataclass(eq=False)
@@ -37,10 +37,26 @@ class Port:
     kernel: int = 1
     positions: int = 0
     makes_neurons: ClassVar[bool] = False  # whether its rows are neurons; else they follow those of other layers
+    axis: ClassVar[int] = 1  # of its output that counts rows
 
     def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
         """Return the attributes that tell a module of this kind how many rows, columns and groups it has."""
         raise NotImplementedError
+
+    def row_axis(self, key: str) -> int:
+        """Return the axis of one of its tensors that counts rows."""
+        return 0
+
+    def cut(self, tensors: Mapping[str, Tensor | None], outs: Flags, ins: Flags | None) -> dict[str, Tensor]:
+        """Return its tensors with some rows and columns only."""
+        cut = {}
+        for key, tensor in tensors.items():
+            if tensor is not None and tensor.dim() > 0:
+                rows = torch.from_numpy(outs.nonzero()[0]).to(tensor.device)
+                cut[key] = tensor.index_select(self.row_axis(key), rows)
+        if ins is not None:
+            cut["weight"] = self.cut_columns(cut["weight"], outs, ins)
+        return cut
 
     def cut_columns(self, rows: Tensor, outs: Flags, ins: Flags) -> Tensor:
         """Return the weight with the columns `ins` only; its rows are cut to `outs` already."""
@@ -63,13 +79,14 @@ class Port:
         """Set rows to zero, in place, so that the layer computes zero from zeros; a variance becomes one."""
         for key in ("weight", "bias", "running_mean", "running_var"):
             if (tensor := tensors.get(key)) is not None:
-                tensor[rows.to(tensor.device)] = float(key == "running_var")
+                tensor.movedim(self.row_axis(key), 0)[rows.to(tensor.device)] = float(key == "running_var")
 
 
 class Linear(Port):
     """nn.Linear."""
 
     makes_neurons = True
+    axis = -1
 
     def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
         return {"in_features": ins, "out_features": outs}
@@ -83,11 +100,33 @@ class Linear(Port):
         return wide
 
 
+class Transposed(Linear):
+    """A layer whose weight has its rows on the second axis: a matrix that is multiplied from the right."""
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        return {"nx": ins, "nf": outs}  # the names of transformers.pytorch_utils.Conv1D
+
+    def row_axis(self, key: str) -> int:
+        return int(key == "weight")
+
+    def cut_columns(self, rows: Tensor, outs: Flags, ins: Flags) -> Tensor:
+        return rows.index_select(0, torch.from_numpy(ins.nonzero()[0]).to(rows.device))
+
+
 class Conv(Linear):
     """A convolution of one group."""
 
+    axis = 1
+
     def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
         return {"in_channels": ins, "out_channels": outs, "groups": groups}
+
+
+class TransposedConv(Transposed):
+    """A transposed convolution of one group."""
+
+    axis = 1
+    sizes = Conv.sizes
 
 
 class Grouped(Port):
@@ -130,6 +169,23 @@ class Norm(Port):
         tensor[new] = float(key in ("weight", "running_var"))  # the identity
 
 
+class GroupNorm(Norm):
+    """Group norm; its groups stay or go as a whole."""
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        return {"num_channels": outs, "num_groups": groups}
+
+
+class Free(Port):
+    """A parameter that is joined with activations, such as a table of biases; `outs` has its shape."""
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        return {}
+
+    def cut(self, tensors: Mapping[str, Tensor | None], outs: Flags, ins: Flags | None) -> dict[str, Tensor]:
+        return {key: along(tensor, outs) for key, tensor in tensors.items() if tensor is not None}
+
+
 class PReLU(Port):
     """A PReLU with a slope for each channel; zero stays zero whatever the slope is."""
 
@@ -141,3 +197,19 @@ class PReLU(Port):
 
     def zero(self, tensors: Mapping[str, Tensor | None], rows: Tensor) -> None:
         """Leave the slopes as they are."""
+
+
+def along(tensor: Tensor, kept: Flags) -> Tensor:
+    """Cut a tensor to the places, on each axis, that hold something of a block `kept`, which broadcasts to it."""
+    for axis in range(-kept.ndim, 0):
+        places = staying(kept, axis)
+        if places is not None and not places.all():
+            tensor = tensor.index_select(axis, torch.from_numpy(places.nonzero()[0]).to(tensor.device))
+    return tensor
+
+
+def staying(kept: Flags, axis: int) -> Flags | None:
+    """Return which places on an axis hold something of a block, bool [n]; None if the block does not vary there."""
+    if kept.ndim < -axis or kept.shape[axis] == 1:
+        return None
+    return np.asarray(kept.any(tuple(other for other in range(-kept.ndim, 0) if other != axis)))

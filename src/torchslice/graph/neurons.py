@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +18,9 @@ from ..errors import TorchsliceError
 from ..inputs import Inputs, Output, device_of, run, to_device
 from ..registry import unknown
 from ..slices import Slice
-from .flow import Flow
+from .flow import Flow, Zeros
+from .layers import Flags, Ids
+from .record import Assumption
 from .tied import closed, mean_scores, sets_of
 
 
@@ -27,12 +30,13 @@ class Layer:
 
     Attributes:
         name: of the sub-module.
-        kind: "conv" or "linear".
+        kind: "conv", "linear" or "heads".
         count: N, its neurons.
         axis: axis of its output that counts neurons: 1 for a convolution, -1 for a linear layer.
         mask_after: the sub-module whose output is zero when a neuron is held: the norm that follows, else the layer.
         followers: depthwise convolutions (or the norms after them) that live and die with this layer's neurons.
         coupled: layers with neurons that can only be removed together with neurons of this one.
+        stays: why its neurons leave rows of zeros behind when they are cut; "" where they go.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Layer:
     mask_after: str
     followers: tuple[str, ...] = ()
     coupled: tuple[str, ...] = ()
+    stays: str = ""
 
 
 @dataclass(eq=False, repr=False)
@@ -51,18 +56,22 @@ class Neurons:
     Attributes:
         model: the model itself.
         layers: name of each sliceable layer -> Layer, in forward order.
-        followers: depthwise convolutions, which have no neurons of their own -> the layers that they follow.
+        rows: of each sliceable layer, which neuron each row of its weight belongs to, int [outputs]; -1 for rows that
+            follow, such as those of the queries and keys of a head.
+        followers: layers without neurons of their own, such as depthwise convolutions -> the layers that they follow.
         pinned: every other layer -> the reason why it cannot be cut.
         head: layers whose outputs are the logits; () if something comes after them.
         num_classes: C, the number of logits.
         classes: their names, if they were given.
         output: how the logits are picked from the model's result, see `inputs.logits_of`.
         flow, wires: how channels hang together, see flow.py.
+        assumptions: what the model read from its input while it was looked at; other inputs may lead elsewhere.
     """
 
     model: nn.Module
     sample: Inputs
     layers: dict[str, Layer]
+    rows: dict[str, Ids]
     followers: dict[str, tuple[str, ...]]
     pinned: dict[str, str]
     head: tuple[str, ...]
@@ -71,6 +80,7 @@ class Neurons:
     wires: Any
     classes: tuple[str, ...] | None = None
     output: Output = None
+    assumptions: tuple[Assumption, ...] = ()
 
     def __post_init__(self) -> None:
         self._structure = _structure(self.model)
@@ -114,6 +124,52 @@ class Neurons:
                     f"the model was changed after find_neurons: {name!r} is another module now. Find its neurons again."
                 )
 
+    # -- channels -------------------------------------------------------------------------------------------------
+    def wires_of(self, layer: str) -> Ids:
+        """Return the wire of every neuron of a layer, int [N]."""
+        rows = self.rows[layer]
+        first = np.unique(rows, return_index=True)[1][-self.layers[layer].count :]
+        return self.wires[self.flow.ports[layer].outs[first]]
+
+    def places(self, layer: str) -> Tensor:
+        """Return the rows of every neuron of a layer, int64 [N, k]; -1 where it has fewer than k."""
+        rows = torch.from_numpy(self.rows[layer])
+        counts = rows[rows >= 0].bincount()
+        places = torch.full((len(counts), int(counts.max())), -1)
+        order = rows.argsort(stable=True)[int((rows < 0).sum()) :]
+        places[torch.arange(places.shape[1]) < counts[:, None]] = order
+        return places
+
+    def zeros(self, held: Mapping[str, Flags]) -> Zeros:
+        """Follow the zeros of held neurons, {layer: bool [N]}, or of held rows of layers that have no neurons.
+
+        Held as well are rows that follow these neurons, such as the queries of a head whose values are zero.
+        """
+        found = self.flow.zeros({name: self.by_row(name, flags) for name, flags in held.items()})
+        needed = np.zeros(int(self.wires.max(initial=0)) + 1, dtype=bool)
+        needed[self.wires[found.needed]] = True
+        for name in (*self.layers, *self.followers):
+            port = self.flow.ports[name]
+            if port.makes_neurons:
+                follow = self.rows[name] < 0 if name in self.rows else np.ones(len(port.outs), dtype=bool)
+                idle = follow & ~needed[self.wires[port.outs]]
+                if idle.any():
+                    found.held[name] = found.held.get(name, np.zeros_like(idle)) | idle
+        return found
+
+    def by_row(self, layer: str, values: Any, other: Any = False) -> Any:
+        """Return values of a layer's neurons, [N], by row, [outputs]; rows that follow get another value."""
+        if layer not in self.rows:
+            return values
+        rows = self.rows[layer]
+        return np.where(rows < 0, other, np.asarray(values)[rows])
+
+    def stay(self, layer: str, rows: Flags) -> Tensor:
+        """Return which neurons of a layer have rows among some, bool [outputs] -> bool [N]."""
+        found = torch.zeros(self.layers[layer].count, dtype=torch.bool)
+        found[self.rows[layer][rows & (self.rows[layer] >= 0)]] = True
+        return found
+
     # -- slices ---------------------------------------------------------------------------------------------------
     def full(self) -> Slice:
         """Return the slice of all neurons."""
@@ -126,7 +182,7 @@ class Neurons:
     @cached_property
     def sets(self) -> dict[str, Tensor]:
         """Which neurons leave together: the number of the set that each is in, {layer: int64 [N]}, see tied.py."""
-        return sets_of(self.flow, self.wires, self.layers)
+        return sets_of(self.flow, self.wires, {name: self.wires_of(name) for name in self.layers})
 
     def closed(self, slice_: Slice) -> Slice:
         """Add to a slice all neurons that leave together with one in it, so that the network is as small as its slice.
@@ -203,17 +259,23 @@ class Neurons:
         for column in ("layer", "kind", "neurons", "coupled with / why not"):
             table.add_column(column, justify="right" if column == "neurons" else "left", overflow="fold")
         for layer in self.layers.values():
-            more = f" and {len(layer.coupled) - 3} more" if len(layer.coupled) > 3 else ""
-            table.add_row(layer.name, layer.kind, str(layer.count), ", ".join(layer.coupled[:3]) + more)
+            zero_rows = f"become rows of zeros: {layer.stays}" if layer.stays else ""
+            table.add_row(layer.name, layer.kind, str(layer.count), zero_rows or _few(layer.coupled))
         for name, sources in self.followers.items():
-            table.add_row(name, "depthwise", "", f"follows {', '.join(sources)}", style="dim")
+            table.add_row(name, "follower", "", f"follows {_few(sources)}", style="dim")
         for name, reason in self.pinned.items():
             table.add_row(name or "(model)", "pinned", "", reason, style="dim")
+        for assumption in self.assumptions:
+            table.add_row(assumption.module or "(model)", "assumed", "", str(assumption), style="dim")
         console = Console(file=io.StringIO(), width=120)
         console.print(table)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
     __repr__ = __str__
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 Structure = dict[str, tuple[nn.Module, tuple[tuple[str, torch.Size], ...]]]

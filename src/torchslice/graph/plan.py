@@ -5,7 +5,7 @@ Nothing here depends on the architecture: a plan says for each layer which chann
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TorchsliceError
-from ..inputs import device_of
 from ..slices import Slice
-from .layers import Flags, Grouped, Port
+from .layers import Flags, Free, Grouped, Ids, Port, staying
 from .neurons import Neurons
 from .views import copy_of
 
@@ -43,21 +42,13 @@ class LayerPlan:
         groups = int(self.outs.reshape(self.port.groups, -1).any(1).sum())
         return self.port.sizes(int(self.outs.sum()), 0 if self.ins is None else int(self.ins.sum()), groups)
 
-    def cut(self, module: nn.Module) -> dict[str, Tensor]:
+    def cut(self, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """Return the tensors of the layer after the cut."""
-        device = device_of(module)
-        outs = torch.from_numpy(self.outs.nonzero()[0]).to(device)
-        tensors = {
-            key: tensor.index_select(0, outs)
-            for key, tensor in {**module._parameters, **module._buffers}.items()
-            if tensor is not None and tensor.dim() > 0
-        }
-        if self.ins is not None:
-            tensors["weight"] = self.port.cut_columns(tensors["weight"], self.outs, self.ins)
+        cut = self.port.cut(tensors, self.outs, self.ins)
         held = self.held[self.outs]
         if held.any():
-            self.port.zero(tensors, torch.from_numpy(held))
-        return tensors
+            self.port.zero(cut, torch.from_numpy(held))
+        return cut
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,8 @@ class Plan:
     """What stays of every layer of a model."""
 
     layers: dict[str, LayerPlan]
+    sizes: dict[tuple[str, str], Any]  # module and attribute -> what it must be, see `Written`
+    stays: Flags  # bool [wires]
 
     @property
     def held(self) -> dict[str, Flags]:
@@ -84,10 +77,10 @@ def plan(neurons: Neurons, slice_: Slice, classes: Sequence[int] | None = None) 
         )
     neurons.check(slice_)
     flow, wires = neurons.flow, neurons.wires
-    zeros = flow.zeros({name: ~mask.numpy() for name, mask in slice_.masks.items()})
+    zeros = neurons.zeros({name: ~mask.numpy() for name, mask in slice_.masks.items()})
     stays = np.zeros(int(wires.max()) + 1, dtype=bool)
     stays[wires[zeros.needed]] = True
-    for ids, _ in flow.pins:
+    for ids, _ in (*flow.pins, *flow.stays):
         stays[wires[ids]] = True
     if classes is not None:
         head = flow.ports[neurons.head[0]].outs
@@ -98,14 +91,14 @@ def plan(neurons: Neurons, slice_: Slice, classes: Sequence[int] | None = None) 
     zero_ins: dict[str, Flags] = {}
     for step in flow.steps:
         if step.rule == "sink":
-            at = zeros.at.get(step.inputs[0], np.zeros(len(step.inputs[0].ids), dtype=bool))
+            at = zeros.at.get(step.inputs[0], np.zeros(step.inputs[0].ids.shape, dtype=bool)).ravel()
             zero_ins[step.where] = zero_ins.get(step.where, np.ones_like(at)) & at
     layers = {}
     for name, port in flow.ports.items():
         outs, ins = stays[wires[port.outs]], None if port.ins is None else stays[wires[port.ins]]
-        held = zeros.held.get(name, np.zeros(len(outs), dtype=bool))
+        held = zeros.held.get(name, np.zeros(outs.shape, dtype=bool))
         layers[name] = LayerPlan(port, outs, ins, held, zero_ins.get(name))
-    return Plan(layers)
+    return Plan(layers, _sizes(neurons, stays), stays)
 
 
 def _add_required(stays: Flags, neurons: Neurons) -> bool:
@@ -114,16 +107,43 @@ def _add_required(stays: Flags, neurons: Neurons) -> bool:
     for port in neurons.flow.ports.values():
         for ids in (port.outs, port.ins):
             if ids is not None and not stays[wires[ids]].any():
-                stays[wires[ids[0]]] = True
+                stays[wires[ids.flat[0]]] = True
         if isinstance(port, Grouped) and port.ins is not None:
             outs, ins = (wires[ids].reshape(port.groups, -1) for ids in (port.outs, port.ins))
             alive = stays[outs].any(1) | stays[ins].any(1)
             for group_wires in (outs[alive], ins[alive]):
-                widest = max(1, int(stays[group_wires].sum(1).max()))
-                for group in group_wires:
-                    missing = widest - int(stays[group].sum())
-                    stays[group[~stays[group]][: max(0, missing)]] = True
+                _even_out(stays, group_wires)
+    for parts in neurons.flow.even:
+        _even_out(stays, wires[parts])
     return int(stays.sum()) > before
+
+
+def _even_out(stays: Flags, parts: Ids) -> None:
+    """Let as many wires of every part [parts, n] stay as of the widest, and one at least."""
+    widest = max(1, int(stays[parts].sum(1).max()))
+    for part in parts:
+        missing = widest - int(stays[part].sum())
+        if missing > 0:
+            stays[part[~stays[part]][:missing]] = True
+
+
+def _sizes(neurons: Neurons, stays: Flags) -> dict[tuple[str, str], Any]:
+    """Return the attributes that say how wide tensors are, as they must be after the cut; none that says two things."""
+    found: dict[tuple[str, str, int | None], set[int]] = {}
+    for written in neurons.flow.written:
+        size, kept = written.size, int(written.size)
+        if written.channels is not None:
+            places = staying(stays[neurons.wires[written.channels.ids]], written.axis)
+            kept = kept if places is None else int(places[: written.upto].sum())
+        found.setdefault((size.module, size.attribute, size.place), set()).add(kept)
+    sizes: dict[tuple[str, str], Any] = {}
+    for (module, attribute, place), numbers in found.items():
+        if len(numbers) == 1:
+            old = sizes.get((module, attribute), getattr(neurons.model.get_submodule(module), attribute))
+            sizes[module, attribute] = new = next(iter(numbers))
+            if place is not None:
+                sizes[module, attribute] = (*old[:place], new, *old[place + 1 :])
+    return sizes
 
 
 def build(model: nn.Module, what: Plan) -> nn.Module:
@@ -132,18 +152,30 @@ def build(model: nn.Module, what: Plan) -> nn.Module:
     Parameters that are cut are never copied whole.
     """
     memo: dict[int, Any] = {}
-    for name, layer in what.layers.items():
-        if layer.whole:
-            continue
-        module = model.get_submodule(name)
+    changed = {name: layer for name, layer in what.layers.items() if not layer.whole}
+    for name, layer in changed.items():
         with torch.no_grad():
-            tensors = layer.cut(module)
-        for key, tensor in tensors.items():
-            old = getattr(module, key)
+            cut = layer.cut(tensors_of(model, name, layer.port))
+        for key, tensor in cut.items():
+            old = getattr(model.get_submodule(place_of(name, layer.port)), key)
             new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
             memo[id(old)] = new
     small = copy_of(model, memo)
     return resize(small, what)
+
+
+def place_of(name: str, port: Port) -> str:
+    """Return the name of the module that holds the tensors of a port."""
+    return name.rpartition(".")[0] if isinstance(port, Free) else name
+
+
+def tensors_of(model: nn.Module, name: str, port: Port) -> dict[str, Tensor | None]:
+    """Return the parameters and buffers of a port."""
+    module = model.get_submodule(place_of(name, port))
+    if isinstance(port, Free):
+        key = name.rpartition(".")[2]
+        return {key: getattr(module, key)}
+    return {**module._parameters, **module._buffers}
 
 
 def zero_out(model: nn.Module, what: Plan) -> None:
@@ -156,8 +188,11 @@ def zero_out(model: nn.Module, what: Plan) -> None:
 
 def resize(view: nn.Module, what: Plan) -> nn.Module:
     """Give the layers of a view of a model the sizes of a plan, in place, so that it runs with `cut_tensors`."""
-    for name, layer in what.layers.items():
-        vars(view.get_submodule(name)).update(layer.sizes)  # plain numbers, so not through Module.__setattr__
+    for name, layer in what.layers.items():  # plain numbers, so not through Module.__setattr__
+        attributes = vars(view.get_submodule(place_of(name, layer.port)))
+        attributes.update({key: size for key, size in layer.sizes.items() if key in attributes})
+    for (path, attribute), size in what.sizes.items():
+        vars(view.get_submodule(path))[attribute] = size
     return view
 
 
@@ -171,12 +206,14 @@ def cut_tensors(model: nn.Module, what: Plan) -> dict[str, Tensor]:
     >>> view = resize(view_of(model), what)
     >>> logits = torch.func.functional_call(view, cut_tensors(model, what), (task.example,))
     """
+    cut: dict[str, dict[str, Tensor]] = {}  # by module
+    for name, layer in what.layers.items():
+        if not layer.whole:
+            cut.setdefault(place_of(name, layer.port), {}).update(layer.cut(tensors_of(model, name, layer.port)))
     found = {}
     for name, module in model.named_modules():
-        layer = what.layers.get(name)
-        cut = {} if layer is None or layer.whole else layer.cut(module)
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 own = tensor if key in module._parameters else tensor.clone()
-                found[f"{name}.{key}" if name else key] = cut.get(key, own)
+                found[f"{name}.{key}" if name else key] = cut.get(name, {}).get(key, own)
     return found

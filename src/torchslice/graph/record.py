@@ -1,24 +1,52 @@
 """Run a model once and write down every tensor function it calls.
 
-The model runs as it is, on real tensors, so any Python in `forward` is fine; what cannot be followed (control flow on
-values, scripted or compiled parts) is refused with the name of the layer.
+Any Python in `forward` is fine. The run is on tensors without values, which takes hardly any time or memory, and on
+real ones where that fails. What cannot be followed (control flow on values, scripted or compiled parts) is refused with
+the name of the layer.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import TorchsliceError, first_line
-from ..inputs import Inputs, Output, batch_size, call_model, describe, leaves, logits_of, map_leaves, tensors
-from .functions import LEAVES_TORCH
+from ..inputs import (
+    Inputs,
+    Output,
+    batch_size,
+    call_model,
+    describe,
+    leaves,
+    logits_of,
+    map_leaves,
+    map_tensors,
+    tensors,
+)
+from .functions import CASTS, LEAVES_TORCH
 from .views import view_of
+
+
+class Size(int):
+    """A number that was read from an attribute of a module, and from which one."""
+
+    module: str
+    attribute: str
+    place: int | None  # in a tuple
+
+    @classmethod
+    def of(cls, number: int, module: str, attribute: str, place: int | None = None) -> Size:
+        """Return a number with its origin."""
+        size = cls(number)
+        size.module, size.attribute, size.place = module, attribute, place
+        return size
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +56,7 @@ class Value:
     shape: tuple[int, ...]
     dynamic: bool  # depends on the model's input
     parameter: str | None = None  # full name, if it is a parameter or buffer of the model
+    learned: bool = False  # depends on a parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +73,18 @@ class Call:
     module: str  # innermost module that was running
 
 
+@dataclass(frozen=True)
+class Assumption:
+    """A value that the model read into Python and that depends on its input alone, such as whether a mask is full."""
+
+    module: str
+    function: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.function} of a value in {self.module or 'its forward'!r} is {self.value}"
+
+
 @dataclass
 class Recording:
     """Everything one run of the model did."""
@@ -51,6 +92,11 @@ class Recording:
     calls: list[Call] = field(default_factory=list)
     output: Value | None = None
     module_outputs: dict[str, list[Value]] = field(default_factory=dict)  # what each module returned, call by call
+    reads: list[Any] = field(default_factory=list)  # all values that were read into Python
+    assumptions: list[Assumption] = field(default_factory=list)  # those that depend on the input
+    dry: bool = False  # whether it was a run without values
+    failure: Exception | None = None  # why the run ended early
+    where: str = ""  # in which module it did
 
 
 def plain_name(function: Callable[..., Any]) -> str:
@@ -59,35 +105,44 @@ def plain_name(function: Callable[..., Any]) -> str:
     return (parts[-2] if parts[-1] == "__get__" else parts[-1]).strip("_")
 
 
+def reads_a_value(function: Callable[..., Any], name: str) -> bool:
+    """Whether a torch function turns a tensor into Python; `x.int()` stays a tensor, `int(x)` does not."""
+    return name in LEAVES_TORCH and (name not in CASTS or function.__name__.startswith("__"))
+
+
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module) -> None:
+    """Writes down what a model does; with `replay`, values are not read from tensors but taken from an earlier run."""
+
+    def __init__(self, model: nn.Module, replay: Sequence[Any] | None = None) -> None:
         super().__init__()
         self.recording = Recording()
+        self.replay = None if replay is None else iter(replay)
         self.stack: list[str] = [""]
         self.names = {id(module): name for name, module in model.named_modules()}
-        # id(tensor) -> (tensor, its version, Value); the tensor is kept so that its id stays its own
-        self.known: dict[int, tuple[Tensor, int, Value]] = {}
+        self.known = WeakTensorKeyDictionary()  # tensor -> (its version, Value)
         for path, module in model.named_modules():
             tensors = {**vars(module), **module._parameters, **module._buffers}  # plain attributes are constants
             for key, tensor in tensors.items():
-                if isinstance(tensor, Tensor) and id(tensor) not in self.known:
-                    self.learn(tensor, Value(tuple(tensor.shape), False, f"{path}.{key}" if path else key))
+                if isinstance(tensor, Tensor) and tensor not in self.known:
+                    learned = isinstance(tensor, nn.Parameter)
+                    name = f"{path}.{key}" if path else key
+                    self.learn(tensor, Value(tuple(tensor.shape), False, name, learned))
 
     def learn(self, tensor: Tensor, value: Value) -> Value:
-        self.known[id(tensor)] = (tensor, tensor._version, value)
+        self.known[tensor] = (tensor._version, value)
         return value
 
     def value(self, tensor: Tensor) -> Value:
         """Return the Value a tensor stands for now; a write through an alias shows as a call nothing is known about."""
-        if id(tensor) not in self.known:
+        if tensor not in self.known:
             raise TorchsliceError(
                 f"cannot follow the model: in {self.stack[-1] or 'its forward'!r} a tensor appears that no "
                 "visible torch function "
                 "made (a scripted or compiled function?). Replace that part by plain torch functions."
             )
-        _, version, value = self.known[id(tensor)]
+        version, value = self.known[tensor]
         if tensor._version != version:
-            written = self.learn(tensor, Value(tuple(tensor.shape), value.dynamic, value.parameter))
+            written = self.learn(tensor, Value(tuple(tensor.shape), value.dynamic, value.parameter, value.learned))
             self.recording.calls.append(
                 Call("write through a view", torch.clone, (value,), {}, (value,), (written,), (value,), self.stack[-1])
             )
@@ -109,23 +164,31 @@ class _Recorder(TorchFunctionMode):
             return inputs[-1]
 
         plain_args, plain_kwargs = map_leaves(note, args), map_leaves(note, kwargs)
-        result = func(*args, **kwargs)
         name = plain_name(func)
-        dynamic = any(value.dynamic for value in inputs)
-        made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
-        if not made:
-            if dynamic and name in LEAVES_TORCH:
+        dynamic, learned = any(value.dynamic for value in inputs), any(value.learned for value in inputs)
+        if inputs and reads_a_value(func, name):
+            if dynamic and learned:
                 raise TorchsliceError(
                     f"cannot follow the model: {self.stack[-1] or 'its forward'!r} reads a tensor's value into "
                     f"Python ({name}), so what it "
                     "does may change with the data. Replace that branch by tensor functions, or slice the parts "
                     "around it."
                 )
+            result = func(*args, **kwargs) if self.replay is None else next(self.replay)
+            self.recording.reads.append(result)
+            if dynamic:
+                self.recording.assumptions.append(Assumption(self.stack[-1], name, result))
+            return result
+        if isinstance(func, torch._ops.OpOverload) and any(tensor.is_meta for tensor, *_ in read):
+            raise RuntimeError("what runs below the torch functions is only seen with values")
+        result = func(*args, **kwargs)
+        made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
+        if not made:
             if name != "setitem":
                 return result
             made = [args[0]]  # x[...] = y changes x
         overwritten = tuple(value for tensor, version, value in read if tensor._version != version)
-        outputs = tuple(self.learn(tensor, Value(tuple(tensor.shape), dynamic)) for tensor in made)
+        outputs = tuple(self.learn(tensor, Value(tuple(tensor.shape), dynamic, None, learned)) for tensor in made)
         call = Call(name, func, plain_args, plain_kwargs, tuple(inputs), outputs, overwritten, self.stack[-1])
         self.recording.calls.append(call)
         return result
@@ -135,8 +198,8 @@ class _Recorder(TorchFunctionMode):
 
     def left(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self.stack.pop()
-        if isinstance(output, Tensor) and id(output) in self.known:
-            self.recording.module_outputs.setdefault(name, []).append(self.known[id(output)][2])
+        if isinstance(output, Tensor) and output in self.known:
+            self.recording.module_outputs.setdefault(name, []).append(self.known[output][1])
 
 
 @contextlib.contextmanager
@@ -187,8 +250,36 @@ def record(model: nn.Module, example: Inputs, output: Output = None) -> Recordin
     size = batch_size(example)
     if size == 0:
         raise TorchsliceError("the example has no samples; give a batch of one at least.")
-    view = view_of(model)
-    recorder = _Recorder(view)
+    found = dry_run(model, example, output)
+    if found.failure is not None:  # it needs values, or says so in other words
+        found = run_recorded(view_of(model), example, output)
+    if isinstance(found.failure, TorchsliceError):
+        raise found.failure
+    if found.failure is not None:
+        raise TorchsliceError(
+            f"the model cannot run on the example ({describe(example)}): {found.where or 'its forward'!r} says: "
+            f"{first_line(found.failure)}. "
+            "Give an example batch of the structure, shapes, types and device the model was made for."
+        ) from found.failure
+    return found
+
+
+def dry_run(
+    model: nn.Module, example: Inputs, output: Output = None, *, replay: Sequence[Any] | None = None
+) -> Recording:
+    """Run a model on tensors without values; what it reads into Python comes from an earlier run, `replay`."""
+    empty = map_tensors(lambda tensor: tensor.to("meta"), example)
+    found = run_recorded(view_of(model, device="meta"), empty, output, replay=replay)
+    found.dry = True
+    return found
+
+
+def run_recorded(view: nn.Module, example: Inputs, output: Output, *, replay: Sequence[Any] | None = None) -> Recording:
+    """Run a view of a model, which may be changed, and return what it did, up to a failure."""
+    for name, module in view.named_modules():
+        vars(module).update(sizes_of(module, name))
+    recorder = _Recorder(view, replay)
+    found = recorder.recording
     for tensor in tensors(example):
         recorder.learn(tensor, Value(tuple(tensor.shape), True))
     for module in view.modules():
@@ -197,19 +288,27 @@ def record(model: nn.Module, example: Inputs, output: Output = None) -> Recordin
     try:
         with evaluating(view), recorder:
             result = call_model(view, example)
-    except TorchsliceError:
-        raise
+        logits = logits_of(result, output)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != batch_size(example):
+            raise TorchsliceError(
+                f"the model must return logits [B, C] for a batch of {batch_size(example)}; it returned "
+                f"{describe(logits)}. Say where they are: output=lambda result: result[0]."
+            )
+        found.output = recorder.value(logits)
     except Exception as error:
-        where = recorder.stack[-1] or "its forward"
-        raise TorchsliceError(
-            f"the model cannot run on the example ({describe(example)}): {where!r} says: {first_line(error)}. "
-            "Give an example batch of the structure, shapes, types and device the model was made for."
-        ) from error
-    logits = logits_of(result, output)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != size:
-        raise TorchsliceError(
-            f"the model must return logits [B, C] for a batch of {size}; it returned {describe(logits)}. "
-            "Say where they are: output=lambda result: result[0]."
-        )
-    recorder.recording.output = recorder.value(logits)
-    return recorder.recording
+        found.failure, found.where = error, recorder.stack[-1]
+    return found
+
+
+def sizes_of(module: nn.Module, name: str) -> dict[str, Any]:
+    """Return the whole numbers among the attributes of a module, alone or in tuples, with their origin.
+
+    Those of PyTorch's own layers are known, see layers.py.
+    """
+    found: dict[str, Any] = {}
+    for key, value in {} if type(module).__module__.startswith("torch.nn.") else vars(module).items():
+        if type(value) is int:
+            found[key] = Size.of(value, name, key)
+        elif type(value) is tuple and value and all(type(item) is int for item in value):
+            found[key] = tuple(Size.of(item, name, key, place) for place, item in enumerate(value))
+    return found

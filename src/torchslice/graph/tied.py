@@ -1,7 +1,8 @@
 """Neurons that leave together: only when all of them are outside a slice is the network that is built as small as it.
 
-These are the coupled neurons, and those in the same place of every group of a grouped convolution, because its groups
-must stay equally wide (where a group is one channel wide, all neurons of the group). They form a *set*; each has a
+These are the coupled neurons, and those in the same place of every group of a grouped convolution or of every part that
+a tensor is split into, because these must stay equally wide (where a group is one channel wide, all neurons of the
+group). They form a *set*; each has a
 number.
 
 Shapes: N neurons of a layer, C classes.
@@ -9,7 +10,7 @@ Shapes: N neurons of a layer, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from .layers import Grouped, Ids
 Sets = Mapping[str, Tensor]  # {layer: number of the set that each neuron is in, int64 [N]}
 
 
-def sets_of(flow: Flow, wires: Ids, layers: Iterable[str]) -> dict[str, Tensor]:
-    """Return the sets of the layers' neurons."""
-    links = []
+def sets_of(flow: Flow, wires: Ids, layers: Mapping[str, Ids]) -> dict[str, Tensor]:
+    """Return the sets of the layers' neurons, of which `layers` has the wires, {layer: int [N]}."""
+    links = [(np.broadcast_to(wires[parts[:1]], parts.shape), wires[parts]) for parts in flow.even]
     for port in flow.ports.values():
         if isinstance(port, Grouped) and port.ins is not None:
             outs, ins = (wires[ids].reshape(port.groups, -1) for ids in (port.outs, port.ins))
@@ -33,7 +34,7 @@ def sets_of(flow: Flow, wires: Ids, layers: Iterable[str]) -> dict[str, Tensor]:
             else:
                 links += [(np.broadcast_to(outs[:, :1], side.shape), side) for side in (outs, ins)]
     sets = connected(links, int(wires.max(initial=-1)) + 1)
-    return {name: torch.from_numpy(sets[wires[flow.ports[name].outs]].astype(np.int64)) for name in layers}
+    return {name: torch.from_numpy(sets[own].astype(np.int64)) for name, own in layers.items()}
 
 
 def mean_scores(sets: Sets, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

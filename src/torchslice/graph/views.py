@@ -54,17 +54,24 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
-def view_of(model: nn.Module) -> nn.Module:
+def view_of(model: nn.Module, device: str | None = None) -> nn.Module:
     """Return a copy of the modules of a model that shares every parameter, buffer and constant tensor with it.
+
+    On the device "meta" the tensors have no values.
 
     >>> view = view_of(model)
     >>> next(view.parameters()) is next(model.parameters()), view is model
     (True, False)
     """
     shared = {
-        id(tensor): tensor
+        id(tensor): tensor if device is None else _on(tensor, device)
         for module in model.modules()
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
         if isinstance(tensor, Tensor)
     }
     return copy_of(model, shared)
+
+
+def _on(tensor: Tensor, device: str) -> Tensor:
+    moved = tensor.detach().to(device)
+    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved

@@ -96,7 +96,8 @@ class Partial(Computed):
             tensors: dict[str, Tensor] = dict(module.named_parameters(layer, recurse=False))
             if batch_statistics and isinstance(module, _BatchNorm) and module.affine and module.momentum:
                 tensors |= {name: tensor for name, tensor in module.named_buffers(layer, False) if tensor.dim()}
-            self.rows.extend(Rows(name, tensor, rows) for name, tensor in tensors.items())
+            axis = neurons.flow.ports[layer].row_axis
+            self.rows.extend(Rows(name, t, rows, axis(name.rpartition(".")[2])) for name, t in tensors.items())
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise TorchsliceError(
                 "nothing would move: the slice has no neuron with parameters of its own, and no class is named. "
@@ -119,7 +120,7 @@ class Partial(Computed):
     def take(self, model: nn.Module) -> None:
         """Set the rows that move to those of a model of the same structure."""
         for rows in self.rows:
-            rows.moving.copy_(tensor_of(model, rows.name).to(rows.where.device)[rows.where])
+            rows.moving.copy_(rows.of(tensor_of(model, rows.name).to(rows.where.device)))
 
     @property
     def param_fraction(self) -> float:
@@ -144,7 +145,7 @@ def moving_rows(neurons: Neurons, slice_: Slice, classes: Sequence[str | int] = 
             )
         logits = np.isin(np.arange(neurons.num_classes), neurons.class_indices(classes))
         held |= dict.fromkeys(neurons.head, logits)
-    found = {name: torch.from_numpy(flags.nonzero()[0]) for name, flags in neurons.flow.zeros(held).held.items()}
+    found = {name: torch.from_numpy(flags.nonzero()[0]) for name, flags in neurons.zeros(held).held.items()}
     return {name: rows for name, rows in found.items() if len(rows)}
 
 

@@ -113,8 +113,9 @@ def adapt(
 def top_by_score_per_parameter(neurons: Neurons, scores: Mapping[str, Tensor], param_fraction: float) -> Slice:
     """Return the neurons with the highest scores per parameter, as many as fit into a fraction of all parameters.
 
-    Scores are divided by the Euclidean norm of their layer. The parameters of a neuron are its row of the weight, its
-    bias, and those of a norm of its own. So cheap neurons come first, such as those of early convolutions.
+    Scores are divided by the Euclidean norm of their layer. The parameters of a neuron are its row of the weight (a
+    head has several), its bias, and those of a norm of its own. So cheap neurons come first, such as those of early
+    convolutions.
 
     Args:
         scores: how critical each neuron is, float [N] per layer, at least 0.
@@ -132,7 +133,8 @@ def top_by_score_per_parameter(neurons: Neurons, scores: Mapping[str, Tensor], p
     costs, ranked = {}, []
     for name, layer in neurons.layers.items():
         modules = {neurons.model.get_submodule(part) for part in (name, layer.mask_after)}
-        costs[name] = sum(p[0].numel() for module in modules for p in module.parameters(recurse=False))
+        size = sum(p.numel() for module in modules for p in module.parameters(recurse=False))
+        costs[name] = size // layer.count
         worth = of_unit_length(scores[name]) / costs[name]
         ranked += [(-float(value), len(costs), i, name) for i, value in enumerate(worth)]
     masks = neurons.none().masks

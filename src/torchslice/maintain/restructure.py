@@ -246,7 +246,7 @@ def removal_of_neurons(
 def _cut(neurons: Neurons, slice_: Slice, scores: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
     """Extract a slice, with the scores of the neurons that are left; none where a layer is down to one neuron."""
     layers = plan(neurons, slice_).layers
-    left = {name: score.cpu()[torch.from_numpy(layers[name].outs)] for name, score in scores.items()}
+    left = {name: score.cpu()[neurons.stay(name, layers[name].outs)] for name, score in scores.items()}
     return extract(neurons, slice_), {name: score for name, score in left.items() if len(score) > 1}
 
 

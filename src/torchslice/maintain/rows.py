@@ -17,21 +17,25 @@ CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 class Rows(nn.Module):
-    """The rows of the tensor [N, ...] `name` of a network that move."""
+    """The rows of the tensor `name` of a network that move; `axis` is the one that counts them."""
 
     where: Tensor  # int64 [m], which rows these are
-    moving: Tensor  # [m, ...], their values; a parameter if the tensor is one, else a buffer
+    moving: Tensor  # their values, m of them; a parameter if the tensor is one, else a buffer
 
-    def __init__(self, name: str, tensor: Tensor, where: Tensor) -> None:
+    def __init__(self, name: str, tensor: Tensor, where: Tensor, axis: int = 0) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.axis = name, axis
         self.where = nn.Buffer(where.to(tensor.device))
-        moving = tensor.detach()[self.where]
+        moving = self.of(tensor.detach())
         self.moving = nn.Parameter(moving) if isinstance(tensor, nn.Parameter) else nn.Buffer(moving)
 
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the rows of a tensor that are where those that move are."""
+        return tensor.index_select(self.axis, self.where)
+
     def forward(self, frozen: Tensor) -> Tensor:
-        """Return the tensor [N, ...] with the moving rows in their places."""
-        return frozen.index_copy(0, self.where, self.moving)
+        """Return the tensor with the moving rows in their places."""
+        return frozen.index_copy(self.axis, self.where, self.moving)
 
 
 class RowGradients(TorchFunctionMode):

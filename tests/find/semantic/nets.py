@@ -85,7 +85,7 @@ class Reused(nn.Module):
 
 
 class Vit(nn.Module):
-    """A vision transformer; its MLP units are the neurons."""
+    """A vision transformer; its heads and MLP units are the neurons."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,6 +102,16 @@ class Vit(nn.Module):
             act.register_forward_hook(lambda module, inputs, output, name=name: found.update({name: [output]}))
             for name, act in blocks
         ]
+
+        def by_head(name: str, output: Tensor) -> Tensor:  # [B, n, 36]: queries, keys and values of 2 heads
+            values = output[..., 24:].unflatten(-1, (2, 6)).transpose(2, 3).flatten(1, 2)  # [B, n * 6, 2]
+            found[name] = [values]
+            return torch.cat([output[..., :24], values.unflatten(1, (-1, 6)).transpose(2, 3).flatten(2)], -1)
+
+        for i, block in enumerate(self.vit.blocks):
+            name = f"vit.blocks.{i}.attn.qkv"
+            hook = lambda module, inputs, output, name=name: by_head(name, output)  # noqa: E731
+            handles.append(block.attn.qkv.register_forward_hook(hook))
         logits = self.vit(x)
         for handle in handles:
             handle.remove()

@@ -92,10 +92,11 @@ class GatedModel(nn.Module):
     def _hook(self, name: str, gate: nn.Module, kept: Tensor | None) -> list[Any]:
         """Let a layer's gate read its input, and mask its neurons and their followers."""
         layer = self.neurons.layers[name]
-        run: dict[str, Tensor] = {}  # the gate values of the run of the layer that is under way, float32 [B, N]
+        run: dict[str, Tensor] = {}  # the gate values of the run of the layer that is under way, float32 [B, rows]
 
         def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            run["mask"] = mask = gate(args[0], kept)
+            mask = gate(args[0], kept)
+            run["mask"] = self._by_row(name, mask)
             before = self.gate_values.get(name)
             self.gate_values[name] = mask if before is None else torch.maximum(before, mask)
 
@@ -107,6 +108,11 @@ class GatedModel(nn.Module):
         masked = (self.model.get_submodule(place) for place in (layer.mask_after, *layer.followers))
         handles = [self.model.get_submodule(name).register_forward_pre_hook(read)]
         return handles + [module.register_forward_hook(multiply) for module in masked]
+
+    def _by_row(self, name: str, values: Tensor) -> Tensor:
+        """Return values of a layer's neurons, [..., N], for each of its rows; rows that follow get 1."""
+        rows = torch.from_numpy(self.neurons.rows[name]).to(values.device)  # -1 for those
+        return torch.cat([values, torch.ones_like(values[..., :1])], -1)[..., rows]
 
     def fold(self, scales: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Return a copy of the model without gates, the given scales multiplied into its weights.
@@ -124,15 +130,20 @@ class GatedModel(nn.Module):
             layer = self.neurons.layers[name]
             if scale.shape != (layer.count,):
                 raise TorchsliceError(f"layer {name!r} has {layer.count} neurons, its scale is {list(scale.shape)}.")
+            scale = self._by_row(name, scale)
             for place in (layer.mask_after, *layer.followers):
                 module = model.get_submodule(place)
-                own = [tensor for key in ("weight", "bias") if isinstance(tensor := getattr(module, key, None), Tensor)]
+                own = {
+                    key: found for key in ("weight", "bias") if isinstance(found := getattr(module, key, None), Tensor)
+                }
                 if not own:
                     what = f"{place!r} ({type(module).__name__}) has no weight a scale could go into"
                     raise TorchsliceError(f"{what}; build it with affine=True.")
+                port = self.neurons.flow.ports[place]
                 with torch.no_grad():
-                    for tensor in own:  # [N, ...]
-                        tensor.mul_(scale.to(tensor).view(-1, *[1] * (tensor.dim() - 1)))
+                    for key, tensor in own.items():
+                        rows = tensor.movedim(port.row_axis(key), 0)  # [rows, ...]
+                        rows.mul_(scale.to(tensor).view(-1, *[1] * (tensor.dim() - 1)))
         return model
 
     def __getstate__(self) -> dict[str, Any]:
@@ -168,8 +179,8 @@ def attach(neurons: Neurons, *, layers: Sequence[str] | None = None, seed: int =
         if name not in neurons.layers:
             raise unknown("layer", name, neurons.layers)
         layer, module = neurons.layers[name], neurons.model.get_submodule(name)
-        inputs: Any = module.in_features if isinstance(module, nn.Linear) else module.in_channels
-        gates[name] = Gate(inputs, layer.count, axis=layer.axis, generator=generator)
+        ins: Any = neurons.flow.ports[name].ins
+        gates[name] = Gate(len(ins), layer.count, axis=layer.axis, generator=generator)
         gates[name].to(next(module.parameters()).device).train(neurons.model.training)
     return GatedModel(neurons, gates)
 

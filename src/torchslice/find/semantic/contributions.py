@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...data import Images, Task
 from ...data.splits import rank_in_class
 from ...errors import TorchsliceError
-from ...graph.activations import Activations, Seen, find_activations, reading
+from ...graph.activations import Activations, Seen, by_neuron, find_activations, reading
 from ...graph.neurons import Neurons
 from ...graph.tied import mean_scores
 from ...graph.views import view_of
@@ -322,8 +322,11 @@ def _gradients(target: Tensor, seen: Seen, inputs: list[Tensor]) -> tuple[dict[s
 
 
 def by_position(uses: Sequence[Tensor], layer: str, where: Activations, rows: int) -> Tensor:
-    """Join the tensors [R * k, ..., N, ...] of a layer, one per use, to one [R, N, P]."""
+    """Join the tensors [R * k, ..., rows, ...] of a layer, one per use, to one [R, N, P].
+
+    The rows of a head or another neuron that has several count as positions.
+    """
     axis = where.axis[layer]
     split = [by_row(use, rows, f"layer {layer!r}") for use in uses]  # [R, k, ..., N, ...]
     joined = [use.movedim(axis + 1 if axis > 0 else axis, 1).flatten(2) for use in split]
-    return joined[0] if len(joined) == 1 else torch.cat(joined, 2)
+    return by_neuron(joined[0] if len(joined) == 1 else torch.cat(joined, 2), where.rows[layer])

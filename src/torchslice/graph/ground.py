@@ -1,0 +1,130 @@
+"""What all rules share: the channels of tensors, and the ways to state what must stay together or as it is.
+
+Axes are counted from the right, so that broadcasting lines them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..inputs import map_leaves
+from .flow import Channels, Flow, Step
+from .layers import Free, Ids
+from .record import Call, Recording, Value
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (*CONVS, *TRANSPOSED_CONVS, nn.Linear, nn.modules.batchnorm._NormBase, nn.Embedding)
+
+
+class Ground:
+    """The state of the rules.
+
+    Attributes:
+        channels: those of every tensor that has any.
+        doubtful: calls of which only a cut network can tell whether they go with a cut.
+        elsewhere: layer -> why its parameters are out of reach.
+        heads: channels of which each stands for a whole head.
+    """
+
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        self.flow = Flow()
+        self.modules = dict(model.named_modules())
+        self.parameters = dict(model.named_parameters())
+        self.channels: dict[Value, Channels] = {}
+        self.made: dict[Value, tuple[Call, int]] = {}
+        self.doubtful: list[Call] = []
+        self.elsewhere: dict[str, str] = {}
+        self.heads: list[Ids] = []
+        self.shared: set[str] = set()  # names of parameters that several modules have
+        self.batch = 1 if recording.output is None else recording.output.shape[0]
+        self._shared_parameters(model)
+
+    def _shared_parameters(self, model: nn.Module) -> None:
+        owners: dict[int, list[tuple[str, str]]] = {}
+        for name, module in model.named_modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    owners.setdefault(id(parameter), []).append((name, key))
+        for places in owners.values():
+            for name, key in places if len(places) > 1 else []:
+                self.elsewhere[name] = f"shares a parameter with {next(n for n, _ in places if n != name)!r}"
+                self.shared.add(f"{name}.{key}")
+
+    def _where(self, call: Call) -> str:
+        return f"{call.name} in {call.module!r}" if call.module else call.name
+
+    def _unknown(self, call: Call, why: str = "a function torchslice does not know") -> None:
+        """Pin all channels that the call reads: nothing is known of what comes out."""
+        for value in call.inputs:
+            if value in self.channels:
+                self.flow.pin(self.channels[value].ids, f"read by {self._where(call)}: {why}")
+
+    def _known(self, value: Any) -> Channels | None:
+        """Return the channels of a value; every element of a free parameter is one."""
+        if not isinstance(value, Value):
+            return None
+        name = value.parameter
+        if value not in self.channels and name in self.parameters and name not in self.shared:
+            layer = isinstance(self.modules[name.rpartition(".")[0]], LAYERS)
+            if not layer and np.prod(value.shape) > 1 and not (name.endswith("weight") and len(value.shape) > 1):
+                self.flow.ports[name] = Free(self.flow.new(*value.shape))
+                self.channels[value] = Channels(self.flow.ports[name].outs)
+        return self.channels.get(value)
+
+    def _fresh(self, n: int, reason: str) -> Ids:
+        ids = self.flow.new(n)
+        self.flow.pin(ids, reason)
+        return ids
+
+    def _step(self, call: Call, rule: str, inputs: Sequence[Channels], ids: Ids, **more: Any) -> Channels:
+        out = Channels(ids)
+        self.flow.steps.append(Step(rule, tuple(inputs), out, where=self._where(call), **more))
+        return out
+
+    def _fix(self, call: Call, source: Channels, axes: set[int], reason: str) -> Channels | None:
+        """State that some axes of a tensor keep their size: what differs along them stays or goes as a whole.
+
+        Returns the channels that are left, which differ along the other axes; None if there is nothing left, so that
+        the channels are pinned.
+        """
+        fixed = axes.intersection(source.axes)
+        if not fixed:
+            return source
+        if fixed == {*source.axes}:
+            self.flow.pin(source.ids, reason)
+            return None
+        first = source.ids[tuple(slice(0, 1) if axis in fixed else slice(None) for axis in range(-source.ids.ndim, 0))]
+        self.flow.link(first, source.ids)
+        return self._step(call, "keep", [source], first)
+
+    def _constant(self, value: Value) -> Tensor:
+        """Compute a tensor that does not depend on the input, such as a table of places."""
+        if value.parameter is not None:
+            path, _, key = value.parameter.rpartition(".")
+            return getattr(self.modules[path], key)
+        call, place = self.made[value]
+
+        def real(leaf: Any) -> Any:
+            if isinstance(leaf, torch.device):
+                return torch.device("cpu")
+            return self._constant(leaf) if isinstance(leaf, Value) else leaf
+
+        args, kwargs = map_leaves(real, (call.args, call.kwargs))
+        made = call.function(*args, **kwargs)
+        return made[place] if isinstance(made, tuple | list) else made
+
+
+def arg(call: Call, position: int, name: str, default: Any = None) -> Any:
+    """Return an argument of a call, however it was given."""
+    return call.args[position] if len(call.args) > position else call.kwargs.get(name, default)
+
+
+def from_right(axis: int, rank: int) -> int:
+    """Return the number of an axis, counted from the right."""
+    return axis - rank if axis >= 0 else axis

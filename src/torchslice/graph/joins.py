@@ -1,0 +1,245 @@
+"""Functions that compute element by element, join tensors, or work along some axes of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .flow import Channels, Step
+from .functions import ADDITIVE, DIVISION, MIXERS, MULTIPLICATIVE, POOLS, RESIZERS
+from .ground import arg, from_right
+from .moves import Moves
+from .record import Call, Value
+
+
+class Joins(Moves):
+    """Rules of functions of one tensor's elements, and of several tensors."""
+
+    def _elementwise(self, call: Call, rule: str) -> None:
+        source = self._known(arg(call, 0, "input"))
+        others = [v for v in call.inputs[1:] if v.dynamic]
+        if others and call.name not in ("type_as", "to"):
+            return self._unknown(call, "takes several tensors")
+        if source is not None:
+            self.channels[call.outputs[0]] = self._step(call, rule, [source], source.ids)
+
+    def _join(self, call: Call, values: Sequence[Value], rule: str, out: Value) -> Channels | None:
+        """Join tensors element by element; `rule` is "all", "any" or "lose"."""
+        known = {value: channels for value in values if (channels := self._known(value)) is not None}
+        widest = max((channels.ids.size for channels in known.values()), default=0)
+        for value, channels in list(known.items()):
+            others = {axis for other in known.values() if other is not channels for axis in other.axes}
+            if not value.dynamic and not others <= {*channels.axes}:
+                del known[value]  # a parameter that several channels share
+            elif channels.ids.size == 1 < widest:
+                self.flow.pin(channels.ids, f"{self._where(call)} spreads it over other channels")
+                del known[value]
+        for value in values:
+            if value not in known:
+                sized = {axis for axis in range(-len(value.shape), 0) if value.shape[axis] > 1}
+                what = (
+                    f"the parameter {value.parameter!r}" if value.parameter else "a value whose channels are not known"
+                )
+                for other, channels in list(known.items()):
+                    left = self._fix(call, channels, sized, f"joined by {self._where(call)} with {what}")
+                    if left is None:
+                        del known[other]
+                    else:
+                        known[other] = left
+        if not known:
+            return None
+        first = min(known.values(), key=lambda channels: channels.ids.size)
+        for channels in known.values():
+            self.flow.link(first.ids, channels.ids)
+        if rule == "all" and len(known) < len(values):
+            rule = "lose"
+        self.channels[out] = self._step(call, rule, list(known.values()), first.ids)
+        return self.channels[out]
+
+    def _binary(self, call: Call) -> None:
+        a, b = (call.args + tuple(call.kwargs[k] for k in ("other",) if k in call.kwargs))[:2]
+        out = call.outputs[0]
+        if call.name in DIVISION and self._known(b) is not None:
+            return self._unknown(call, "divides by channels")
+        if isinstance(a, Value) and isinstance(b, Value):
+            self._join(call, (a, b), "all" if call.name in ADDITIVE else "any", out)
+            return
+        tensor, scalar = (a, b) if isinstance(a, Value) else (b, a)
+        source = self._known(tensor)
+        if source is not None:
+            stays = call.name in MULTIPLICATIVE or call.name in DIVISION or scalar == 0
+            self.channels[out] = self._step(call, "keep" if stays else "lose", [source], source.ids)
+
+    def _addcmul(self, call: Call) -> None:
+        x, one, other = (arg(call, place, name) for place, name in enumerate(("input", "tensor1", "tensor2")))
+        product = Value(tuple(np.broadcast_shapes(one.shape, other.shape)), True)
+        self._join(call, (one, other), "any", product)
+        self._join(call, (x, product), "all", call.outputs[0])
+
+    def _masked(self, call: Call) -> None:
+        x, mask, value = (arg(call, place, name) for place, name in enumerate(("input", "mask", "value")))
+        if isinstance(value, Value):
+            return self._unknown(call, "takes several tensors")
+        self._join(call, (x, mask), "any" if value == 0 else "lose", call.outputs[0])
+
+    def _stack(self, call: Call) -> None:
+        values, dim = list(arg(call, 0, "tensors")), arg(call, 1, "dim", 0)
+        single = Value(values[0].shape, True)
+        channels = self._join(call, values, "all", single)
+        if channels is not None:
+            rank = len(values[0].shape)
+            ids = channels.ids.reshape((1,) * (rank - channels.ids.ndim) + channels.ids.shape)
+            ids = np.expand_dims(ids, dim)
+            self.channels[call.outputs[0]] = self._step(
+                call, "keep", [channels], ids, index=np.arange(ids.size).reshape(ids.shape)
+            )
+
+    def _cat(self, call: Call) -> None:
+        values = [value for value in arg(call, 0, "tensors") if np.prod(value.shape) > 0]
+        dim = arg(call, 1, "dim", 0)
+        if not isinstance(dim, int) or not values:
+            return self._unknown(call)
+        rank, out = len(values[0].shape), call.outputs[0]
+        along = from_right(dim, rank)
+        parts = [self._known(value) for value in values]
+        if all(part is None for part in parts):
+            return
+        if not any(part is not None and along in part.axes for part in parts):
+            self._join(call, values, "all", out)
+            return
+        reason = f"joined by {self._where(call)} with a value whose channels are not known"
+        others = {axis for part in parts if part is not None for axis in part.axes} - {along}
+        found: list[Channels] = []
+        for value, part in zip(values, parts, strict=True):
+            if part is None:  # it has none along the other axes either
+                ids = self._fresh(value.shape[along], reason).reshape(-1, *[1] * (-along - 1))
+                part = Channels(ids)
+                if any(value.shape[axis] > 1 for axis in others):
+                    return self._unknown(call, "joins channels with a value that has none")
+            found.append(part)
+        shapes = [[1] * rank for _ in found]
+        for shape, value in zip(shapes, values, strict=True):
+            for axis in range(-rank, 0):
+                widths = {p.ids.shape[axis] for p in found if p.ids.ndim >= -axis and axis != along} | {1}
+                shape[axis] = value.shape[along] if axis == along else max(widths)
+        pieces, places, start = [], [], 0
+        for shape, part in zip(shapes, found, strict=True):
+            padded = part.ids.reshape((1,) * (rank - part.ids.ndim) + part.ids.shape)
+            pieces.append(np.broadcast_to(padded, shape))
+            places.append(np.broadcast_to(np.arange(start, start + padded.size).reshape(padded.shape), shape))
+            start += padded.size
+        ids, index = np.concatenate(pieces, along), np.concatenate(places, along)
+        self.channels[out] = self._step(call, "keep", found, ids, index=index)
+
+    def _mix(self, call: Call) -> None:
+        """Softmax, layer norm and the like: what differs along their axes acts on each other."""
+        x = arg(call, 0, "input")
+        source = self._known(x)
+        if source is None:
+            return
+        if call.name.endswith("_norm"):
+            shape = arg(call, 1, "normalized_shape")
+            axes = set(range(-len(shape), 0))
+        else:
+            dim = arg(call, 1, "p", 2) if call.name == "normalize" else arg(call, 1, "dim")
+            dim = arg(call, 2, "dim", 1) if call.name == "normalize" else dim
+            axes = {from_right(dim, len(x.shape))} if isinstance(dim, int) else {*source.axes}
+        left = self._fix(call, source, axes, f"{self._where(call)} mixes the channels")
+        if left is not None:
+            rule = "keep" if MIXERS[call.name] else "lose"
+            self.channels[call.outputs[0]] = self._step(call, rule, [left], left.ids)
+
+    def _reduce(self, call: Call) -> None:
+        x, out = arg(call, 0, "input"), call.outputs[0]
+        source, rank = self._known(x), len(x.shape)
+        if source is None:
+            return
+        dims = arg(call, 1, "dim")
+        numbers = range(rank) if dims is None else dims if isinstance(dims, tuple | list) else (dims,)
+        axes = {from_right(dim, rank) for dim in numbers}
+        left = self._fix(call, source, axes, f"{self._where(call)} mixes the channels")
+        if left is None:
+            return
+        ids = left.ids.reshape((1,) * (rank - left.ids.ndim) + left.ids.shape)
+        if len(out.shape) < rank:
+            ids = ids.squeeze(tuple(axes))
+        self.channels[out] = self._step(call, "keep", [left], ids, index=np.arange(ids.size).reshape(ids.shape))
+
+    def _contract(self, call: Call, a: Value, b: Value, out: Value) -> None:
+        """Multiply a [..., M, K] and b [..., K, N]."""
+        one, other = self._known(a), self._known(b)
+        if one is None and other is None:
+            return
+        if min(len(a.shape), len(b.shape)) < 2:
+            return self._unknown(call)
+        if one is not None and other is not None and one.axes == (-1,) and other.axes == (-2,):
+            # Channels of one head: a product is a sum over all of them.
+            flipped = self._step(call, "keep", [other], other.ids.ravel(), index=np.arange(other.ids.size))
+            self.flow.link(one.ids.ravel(), flipped.ids)
+            both = self._step(call, "any", [one, flipped], one.ids.ravel())
+            self.flow.steps.append(Step("sink", (both,), where=self._where(call)))
+            return
+        crossed = {-1, -2} if one and other and -2 in one.axes and -1 in other.axes else set()
+        left = []
+        for channels, axis, partner, factor in ((one, -1, other, b), (other, -2, one, a)):
+            if channels is not None:
+                fixed = {axis, *crossed}
+                if partner is None:  # it keeps its size
+                    fixed |= {axis for axis in range(-len(factor.shape), -2) if factor.shape[axis] > 1}
+                channels = self._fix(call, channels, fixed, f"{self._where(call)} mixes the channels")
+                left += [] if channels is None else [channels]
+        if not left:
+            return
+        for channels in left[1:]:
+            self.flow.link(left[0].ids, channels.ids)
+            self.heads.append(left[0].ids)
+        widest = max((channels.ids for channels in left), key=lambda ids: ids.size)
+        shape = np.broadcast_shapes(*(channels.ids.shape for channels in left))
+        self.channels[out] = self._step(call, "any", left, np.broadcast_to(widest, shape))
+
+    def _attention(self, call: Call) -> None:
+        q, k, v, mask = (arg(call, i, n) for i, n in enumerate(("query", "key", "value", "attn_mask")))
+        if call.kwargs.get("enable_gqa"):
+            k, v = (self._repeated(call, value, q.shape[-3]) for value in (k, v))
+        turned = Value((*k.shape[:-2], k.shape[-1], k.shape[-2]), k.dynamic)
+        if (channels := self._known(k)) is not None:
+            ids = channels.ids.reshape((1,) * (2 - channels.ids.ndim) + channels.ids.shape).swapaxes(-1, -2)
+            index = np.arange(channels.ids.size).reshape(ids.swapaxes(-1, -2).shape).swapaxes(-1, -2)
+            self.channels[turned] = self._step(call, "keep", [channels], ids, index=index)
+        scores, weights = (Value((*q.shape[:-1], k.shape[-2]), True) for _ in range(2))
+        self._contract(call, q, turned, scores)
+        if isinstance(mask, Value):
+            self._join(call, (scores, mask), "lose", weights)
+        elif (channels := self.channels.get(scores)) is not None:
+            self.channels[weights] = self._step(call, "lose", [channels], channels.ids)
+        self._contract(call, weights, v, call.outputs[0])
+
+    def _repeated(self, call: Call, value: Value, heads: int) -> Value:
+        """Return keys or values [..., h, N, d] as if each head was there several times."""
+        shape = (*value.shape[:-3], heads, *value.shape[-2:])
+        repeated, channels = Value(shape, value.dynamic), self._known(value)
+        if channels is not None and channels.ids.ndim >= 3 and channels.ids.shape[-3] > 1:
+            index = np.arange(channels.ids.size).reshape(channels.ids.shape)
+            index = index.repeat(heads // value.shape[-3], -3)
+            self.channels[repeated] = self._step(call, "keep", [channels], channels.ids.ravel()[index], index=index)
+        elif channels is not None:
+            self._unknown(call, "takes heads apart")
+        return repeated
+
+    def _spatial(self, call: Call) -> None:
+        source = self._known(arg(call, 0, "input"))
+        if source is None:
+            return
+        rule = "keep"
+        if call.name == "pad":
+            covered = len(arg(call, 1, "pad")) // 2
+            constant = arg(call, 2, "mode", "constant") == "constant"
+            rule = "lose" if constant and arg(call, 3, "value", None) not in (None, 0, 0.0) else "keep"
+        elif call.name in RESIZERS:
+            covered = len(call.outputs[0].shape) - 2
+        else:
+            covered = POOLS[call.name]
+        if any(-axis <= covered for axis in source.axes):
+            return self._unknown(call, "works along the channels")
+        self.channels[call.outputs[0]] = self._step(call, rule, [source], source.ids)
