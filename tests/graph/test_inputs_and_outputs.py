@@ -14,7 +14,7 @@ from tests.battery.zoo import Dictionary, TwoInputs, prepared
 from tests.graph.nets import IMAGE, Does, Net
 from torchslice.cut.extract import extract, masked
 from torchslice.errors import TorchsliceError
-from torchslice.graph.find import find_neurons
+from torchslice.graph.find import check_assumptions, find_neurons
 
 BOTH = {"image": IMAGE, "attributes": torch.randn(2, 5)}
 
@@ -141,3 +141,32 @@ def test_nothing_is_left_behind_after_a_refusal() -> None:
 def test_values_of_tokens_are_followed() -> None:
     assert list(prepared("tokens").layers) == ["conv", "hidden"]
     assert prepared("tokens").pinned["embedding"]
+
+
+class Asks(Net):
+    """It looks at its input, and sorts the channels of bright ones."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.a(x))
+        y = y.sort(1).values if x.sum() > 0 else y
+        return self.head(torch.relu(self.b(y)).mean((2, 3)) * (1 if x.mean() < 9 else 2))
+
+
+def test_what_is_read_from_the_input_is_assumed_and_looked_at_again() -> None:
+    dark = -IMAGE.abs()
+    neurons = find_neurons(Asks().eval(), dark)
+    assert [(a.module, a.function, a.value) for a in neurons.assumptions] == [("", "bool", False), ("", "bool", True)]
+    assert list(neurons.layers) == ["a", "b"] and "bool of a value in 'its forward' is False" in str(neurons)
+    check_assumptions(neurons, dark * 2)
+    check_assumptions(neurons, dark - 100)
+    check_assumptions(neurons, torch.cat([dark, dark]))
+    with pytest.raises(TorchsliceError, match=r"does something else \(bool of a value in 'its forward' is True\), and"):
+        check_assumptions(neurons, -dark)
+    small = extract(neurons, neurons.random(0.5))  # what it assumes is looked at by the code of both networks
+    with torch.no_grad():
+        assert torch.allclose(small(dark - 100), masked(neurons, neurons.random(0.5))(dark - 100), atol=1e-4)
+
+
+def test_a_run_without_values_is_not_trusted_with_values() -> None:
+    neurons = find_neurons(Does(lambda self, x: self.logits(x) * float(x.detach().abs().max() > 0)), IMAGE)
+    assert [a.value for a in neurons.assumptions] == [1.0] and list(neurons.layers) == ["conv"]

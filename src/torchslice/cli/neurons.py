@@ -51,6 +51,7 @@ def neurons(
         "layers": {name: asdict(layer) for name, layer in found.layers.items()},
         "followers": found.followers,
         "pinned": found.pinned,
+        "assumptions": [str(assumption) for assumption in found.assumptions],
         "head": found.head,
     }
     common.emit(result, str(found), as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ def check_assumptions(neurons: Neurons, inputs: Inputs) -> None:
         name: rows.tolist() for name, rows in neurons.rows.items()
     }
     if (other.layers, other.followers) != (neurons.layers, neurons.followers) or not same_rows:
-        broken = next((a for a in recording.assumptions if a not in neurons.assumptions), "fewer values are read")
+        pairs = zip_longest(recording.assumptions, neurons.assumptions)
+        broken = next(now for now, before in pairs if now != before) or "it reads fewer values"
         raise TorchsliceError(
             f"with these inputs the model does something else ({broken}), and other neurons can be cut. Find them with "
             "an example that is like all inputs, such as one with padding."
