@@ -107,7 +107,8 @@ class Ground:
         """Compute a tensor that does not depend on the input, such as a table of places."""
         if value.parameter is not None:
             path, _, key = value.parameter.rpartition(".")
-            return getattr(self.modules[path], key)
+            found: Tensor = getattr(self.modules[path], key)
+            return found.detach().cpu()
         call, place = self.made[value]
 
         def real(leaf: Any) -> Any:
