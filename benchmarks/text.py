@@ -125,6 +125,11 @@ class Dividing(Part):
 
     def result(self) -> dict[str, Any]:
         task, network = self.task, self.network
+        budget: dict[str, Any] = {
+            "mac_retention": network.mac_retention,
+            "powers": POWERS,
+            "round_to": 1,
+        }  # heads are few
         groups = disjoint(len(task.classes), network.sizes, self.settings.sub_tasks, self.settings.seed)
         standard = neurons_of(self.new(task), task)
         seconds = {"standard": self.train(standard.model, "standard", epochs=network.epochs)}
@@ -136,7 +141,7 @@ class Dividing(Part):
         for labels in groups:
             for metric in METRICS:
                 chosen = {layer: of[list(labels)] for layer, of in scores[metric].items()}
-                slice_ = fit_budget(standard, by_mean_score(chosen), mac_retention=network.mac_retention, powers=POWERS)
+                slice_ = fit_budget(standard, by_mean_score(chosen), **budget)
                 self.cut(metric, standard, slice_, labels, tuned=metric == "taylor")
             random = judge.random_like(slice_, seed=self.seed)
             self.cut("control: random", standard, random, labels, tuned=True)
@@ -156,7 +161,7 @@ class Dividing(Part):
         seconds["sub-tasks"] = self.train(trained.model, "subtasks", objective=losses, epochs=network.subtask_epochs)
         for labels in groups:
             ranking = by_best_rank(rankings[task.classes[label]] for label in labels)
-            slice_ = fit_budget(trained, ranking, mac_retention=network.mac_retention, powers=POWERS)
+            slice_ = fit_budget(trained, ranking, **budget)
             self.cut("sub-tasks", trained, slice_, labels, tuned=True)
         return {
             "accuracy": judge.accuracy_of(whole, task.test.labels).overall,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.texts import CLASSES, ROWS, WORDS, write_csv, write_folder
+from tests.texts import CLASSES, ROWS, WORDS, config, write_csv, write_folder
+from torchslice.imports import import_transformers
 
 from .conftest import QUICK
 
@@ -48,6 +49,17 @@ def test_from_a_folder_of_transformers_to_a_sub_model(torchslice, model, data, t
 def test_neurons_of_a_network_of_texts(torchslice, model):
     found = torchslice("neurons", model, "--num-classes", 3, "--input-shape", 9, "--json").json
     assert found["neurons"] >= 48 and found["input_shape"] == [9]
+
+
+def test_a_trained_classifier_needs_no_weights_beside_it(torchslice, data, tmp_path):
+    path = write_folder(tmp_path / "trained", import_transformers().BertForSequenceClassification(config()))
+    assert torchslice("evaluate", f"hf:{path}", data, *CPU, "--json").code == 0
+    out = tmp_path / "part.safetensors"
+    cut = ("extract", f"hf:{path}", data, "--classes", "animals,weather", "--out", out, *CPU, "--json")
+    assert torchslice(*cut).json["classes"] == ["animals", "weather"]
+    assert torchslice("evaluate", out, data, *CPU, "--json").code == 0
+    untrained = write_folder(tmp_path / "untrained")
+    torchslice("evaluate", f"hf:{untrained}", data).refused("comes untrained", "weights")
 
 
 def test_refusals(torchslice, model, data, tmp_path):

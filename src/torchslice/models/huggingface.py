@@ -34,8 +34,7 @@ class Encoder(nn.Module):
         self.encoder, self.dropout, self.classifier = encoder, nn.Dropout(dropout), nn.Linear(width, num_classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **others: Tensor) -> Tensor:
-        mask = attention_mask[:, None, None].bool()  # [B, 1, 1, T], of which no value is read to choose what is done
-        tokens = self.encoder(input_ids=input_ids, attention_mask=mask, **others).last_hidden_state
+        tokens = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **others).last_hidden_state
         kept = attention_mask[:, :, None].to(tokens.dtype)
         return self.classifier(self.dropout((tokens * kept).sum(1) / kept.sum(1)))
 
