@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 import torchslice as ts
-from torchslice import Slice, Training, extract, gates, judge
-from torchslice.budget import fit_budget
+from torchslice import Slice, extract, gates, judge
 from torchslice.data import Task
 from torchslice.files import atomic_write
 from torchslice.find.gates.slicing import GateStatistics
 from torchslice.graph.neurons import Neurons
-from torchslice.rankings import POWERS, Ranking, by_best_rank, by_mean_score
+from torchslice.rankings import Ranking
+from torchslice.reused import Reused
 from torchslice.slices import union
 from torchslice.submodel import a_minute
 from torchslice.training.costs import Cost, cost, latency_ms
@@ -129,19 +129,19 @@ class Reusing(Part):
         """Yield the arms that are as large as the budget allows."""
 
         def chosen() -> Slice:
-            return self.chosen(labels, budget)
+            return self.reused(self.standard, labels, budget, tune=False).slice
 
         def chance() -> Slice:
             return judge.random_like(chosen(), seed=self.seed)
 
-        def nested() -> Slice:
-            return self.nested(labels, budget)
+        def ranked(tune: bool) -> Trained:
+            return self.made(self.reused(self.cuttable, labels, budget, self.rankings, tune=tune))
 
-        yield "slice", lambda: self.untuned(self.standard, chosen(), labels)
-        yield "slice, tuned", lambda: self.tuned(self.standard, chosen(), labels)
-        yield "control: random slice, tuned", lambda: self.tuned(self.standard, chance(), labels)
-        yield "trained to be cut", lambda: self.untuned(self.cuttable, nested(), labels)
-        yield "trained to be cut, tuned", lambda: self.tuned(self.cuttable, nested(), labels)
+        yield "slice", lambda: self.made(self.reused(self.standard, labels, budget, tune=False))
+        yield "slice, tuned", lambda: self.made(self.reused(self.standard, labels, budget))
+        yield "control: random slice, tuned", lambda: self.made(self.reused(self.standard, labels, None, chance()))
+        yield "trained to be cut", lambda: ranked(False)
+        yield "trained to be cut, tuned", lambda: ranked(True)
         if compared:
             yield "control: from scratch", lambda: self.scratch(chosen(), labels, 1)
             yield "control: from scratch, longer", lambda: self.scratch(chosen(), labels, self.settings.longer)
@@ -181,8 +181,8 @@ class Reusing(Part):
         drawn = sorted(random.Random(self.seed).sample(every, min(self.settings.pairs, len(every))))
 
         def score(labels: Labels) -> dict[str, float]:
-            small, _ = self.untuned(self.cuttable, self.nested(labels, self.settings.pairs_at), labels)
-            made = {"ours": small, "whole": extract(self.standard, self.standard.full(), classes=labels)}
+            ours = self.reused(self.cuttable, labels, self.settings.pairs_at, self.rankings, tune=False).model
+            made = {"ours": ours, "whole": extract(self.standard, self.standard.full(), classes=labels)}
             return {name: ts.accuracy(model, self.only(labels)).overall for name, model in made.items()}
 
         for labels in drawn:
@@ -235,10 +235,6 @@ class Reusing(Part):
         return self.rankings
 
     @cached_property
-    def scores(self) -> ts.semantic.Contributions:
-        return self.contributions(self.standard, self.task)
-
-    @cached_property
     def gated(self) -> gates.GatedModel:
         made = gates.attach(neurons_of(self.new(self.task), self.task), seed=self.seed)
         self.train("mwt", made, objective=gates.objective())
@@ -278,17 +274,6 @@ class Reusing(Part):
         """Return the names of some classes."""
         return [self.task.classes[label] for label in labels]
 
-    def chosen(self, labels: Labels, budget: float) -> Slice:
-        """Return the slice of the network trained as usual that serves some classes best, of those a budget allows."""
-        scores = {layer: of[list(labels)] for layer, of in self.scores["taylor"].items()}
-        return fit_budget(self.standard, by_mean_score(scores), classes=labels, mac_retention=budget)
-
-    def nested(self, labels: Labels, budget: float) -> Slice:
-        """Return the slice of the network trained to be cut."""
-        neurons = self.cuttable
-        ranking = by_best_rank(self.rankings[name] for name in self.names(labels))
-        return fit_budget(neurons, ranking, classes=labels, mac_retention=budget, powers=POWERS)
-
     def whole(self, labels: Labels) -> Make:
         """Return what cuts the whole network to the logits of some classes."""
         return lambda: (extract(self.standard, self.standard.full(), classes=labels), 0)
@@ -299,27 +284,34 @@ class Reusing(Part):
         small = extract(neurons, slice_, classes=labels)
         return judge.recalibrate(small, only, samples=samples, seed=self.seed), 0
 
-    def tuned(self, neurons: Neurons, slice_: Slice, labels: Labels) -> Trained:
-        """Make a sub-model of a slice as `reuse` does by default."""
-        names, training = self.names(labels), self.tuning(neurons, slice_, labels)
-        options = {"training": training, "recalibration_samples": self.settings.recalibration_samples}
-        reused = ts.reuse(neurons, self.task, dict.fromkeys(names, slice_), classes=names, seed=self.seed, **options)
-        return reused.model, training.epochs * len(self.only(labels).train)
+    def reused(
+        self, neurons: Neurons, labels: Labels, budget: float | None, by: Any = None, *, tune: bool = True
+    ) -> Reused:
+        """Make a sub-model as `reuse` does by default: within a budget, or of a slice."""
+        names = self.names(labels)
+        options: dict[str, Any] = {"mac_retention": budget, "tune": tune, "seed": self.seed, "progress": self.progress}
+        by = dict.fromkeys(names, by) if isinstance(by, Slice) else by
+        samples = self.settings.recalibration_samples
+        return ts.reuse(neurons, self.task, by, classes=names, recalibration_samples=samples, **options)
 
-    def tuning(self, neurons: Neurons, slice_: Slice, labels: Labels) -> Training:
-        """Return the default tuning of a sub-model."""
-        macs = round(ts.retention(neurons, slice_, classes=labels).built_mac * self.whole_cost.macs)
-        made = a_minute(neurons.model, macs, len(self.only(labels).train))
-        return replace(made, seed=self.seed, device=self.device, progress=self.progress)
+    def made(self, reused: Reused) -> Trained:
+        """Return the network that was kept, and the samples that its tuning took."""
+        tuned = "fine-tuned" in reused.networks
+        return reused.model, self.tuning(reused) * len(self.task.restrict(reused.classes).train) if tuned else 0
+
+    def tuning(self, reused: Reused) -> int:
+        """Return the number of epochs by which `reuse` tunes a sub-model."""
+        samples = len(self.task.restrict(reused.classes).train)
+        return a_minute(reused.model, reused.costs["sub-model"].macs, samples).epochs
 
     def scratch(self, slice_: Slice, labels: Labels, times: int) -> Trained:
         """Train a new network as wide as a slice, with the weights that the whole one began with."""
-        neurons = neurons_of(self.new(self.task), self.task)
+        neurons, only = neurons_of(self.new(self.task), self.task), self.only(labels)
         widths = {layer: int(slice_[layer].sum()) for layer in slice_.layers}
         first = Slice({layer: torch.arange(n) < widths[layer] for layer, n in slice_.layers.items()})
-        epochs = times * self.tuning(neurons, slice_, labels).epochs
-        only, training = self.only(labels), replace(self.training, epochs=epochs)
-        model = ts.finetune(extract(neurons, first, classes=labels), only, training).model
+        small = extract(neurons, first, classes=labels)
+        epochs = times * a_minute(small, cost(small, self.task.example).macs, len(only.train)).epochs
+        model = ts.finetune(small, only, replace(self.training, epochs=epochs)).model
         return model, epochs * len(only.train)
 
     def published(self, labels: Labels) -> Trained:
