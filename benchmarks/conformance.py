@@ -358,7 +358,7 @@ HOW = (
 FEW = [
     ("torchvision", "squeezenet1_1", "squeezenet"),
     ("timm", "repghostnet_050", "repghost"),
-    ("transformers", "vit", "vit"),
+    ("transformers", "bert", "bert"),
 ]
 SETTINGS = {
     "smoke": Settings(tuple(Member(*names) for names in FEW), seeds=1, repeats=1),
