@@ -3,13 +3,14 @@
 # make test    all tests;  make test ARGS="tests/data -k digits"  some of them
 # make benchmarks  the tests of the benchmarks, which are not part of the package
 # make lint    formatting, lint and types
-# make ci      what the continuous integration runs: lint, then both kinds of tests
+# make wheel   the wheel, installed without extras into a fresh environment, and its demo
+# make ci      what the continuous integration runs: lint, both kinds of tests, the wheel
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test benchmarks lint ci
+.PHONY: setup demo test benchmarks lint wheel ci
 
 setup: $(STAMP)
 
@@ -33,6 +34,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+wheel: $(STAMP)
+	.ci/wheel
 
 ci:
 	.ci/run

@@ -15,6 +15,7 @@ from torchslice.registry import unknown
 from .experiment import SCALES
 
 NAMES = ("mwt", "recipe", "reuse", "slicing", "speed", "restructure", "readapt", "extend", "text", "vit", "conformance")
+ATTACKS = ("fuzz", "kills", "threads", "long")
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,22 +36,32 @@ def parser() -> Parser:
     made.add_argument("--out", type=Path, default=Path("results"), help="folder for pages, results and finished parts")
     made.add_argument("--seed", type=int, default=0, help="the first of the seeds")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+    made.add_argument("--count", type=int, default=1000, help="of attacks: how many files, kills or calls")
     made.add_argument("--page-only", action="store_true", help="make page and picture from the result in --out")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command on `arguments` (default: those of the process) and return its exit code."""
+    everything = (*NAMES, *ATTACKS)
     try:
         options = vars(parser().parse_args(arguments))
-        name, scale = options.pop("name"), options.pop("scale")
-        if name not in (None, *NAMES):
-            raise unknown("benchmark", name, NAMES)
-        modules = {known: importlib.import_module(f".{known}", __package__) for known in NAMES if name in (None, known)}
+        name, scale, count = options.pop("name"), options.pop("scale"), options.pop("count")
+        if name not in (None, *everything):
+            raise unknown("benchmark", name, everything)
+        modules = {
+            known: importlib.import_module(f".{known}", __package__) for known in everything if name in (None, known)
+        }
         if name is None:
             for known, module in modules.items():
                 print(f"{known:<12} {(module.__doc__ or '').partition(chr(10))[0]}")
             return 0
+        if name in ATTACKS:
+            if count < 1:
+                raise TorchsliceError(f"--count must be at least 1, got {count}.")
+            text, wrong = modules[name].run(count=count, seed=options["seed"])
+            print("\n".join([text, *wrong]))
+            return 1 if wrong else 0
         modules[name].BENCHMARK(scale, **options)
     except TorchsliceError as error:
         print("benchmarks:", " ".join(str(error).split()), file=sys.stderr)

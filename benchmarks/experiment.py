@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from torchslice.graph.neurons import Neurons
 from torchslice.inputs import device_of, to_device
 from torchslice.registry import unknown
 from torchslice.runs.recipe import make_model
+from torchslice.training.placement import choose_placement
 
 SCALES = ("smoke", "cpu", "paper")
 
@@ -130,6 +132,7 @@ class Benchmark:
         path = Path(out) / f"{self.name}-{scale}"
         if not page_only:
             check_writable(Path(out))
+            choose_placement(where.get("device", "auto"))  # says what is wrong with it
             settings = replace(self.settings[scale], seed=seed)
             runs = self.runs(settings, path, **where)
             command = f"python -m benchmarks {self.name} --scale {scale} --seed {seed}"
@@ -196,9 +199,15 @@ def spent(rows: Sequence[Mapping[str, Any]]) -> float:
 
 # -- results on disk ----------------------------------------------------------------------------------------------
 def manifest(command: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what is needed to repeat a run: command, settings, versions, and processor."""
+    """Return what is needed to repeat a run: command, settings, commit, versions, and processor."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
     return {
         "command": command,
+        "commit": commit,
         "settings": settings,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -25,6 +25,7 @@ from torch import nn
 import torchslice as ts
 from torchslice import TorchsliceError, gates
 from torchslice.data import Images, Task
+from torchslice.files import atomic_write
 from torchslice.find.gates.measures import cohesion
 from torchslice.imports import import_optional
 from torchslice.maintain import Partial
@@ -358,14 +359,54 @@ class Measuring(Part):
 
 
 def write_page(result: dict[str, Any], path: Path) -> str:
-    """Write one table."""
+    """Write one table, and what became worse since the last time on such a machine."""
     text = (
         "Both sides of a ratio are measured in turns in the same run; the median of the pairwise ratios, with "
         "quartiles. Peak memory is that of a fresh process for each side."
     )
     rows = [cells(row) for run in result["runs"] for row in run["rows"]]
     table = markdown(["what", "against", "ratio (quartiles)", "goal"], rows)
-    return "\n\n".join(["# Speed", head(result), text, table]) + "\n"
+    return "\n\n".join(["# Speed", head(result), text, table, since_last(result, path)]) + "\n"
+
+
+def since_last(result: dict[str, Any], path: Path) -> str:
+    """Add a result to the history beside it, one line of JSON each, and say which ratios are worse than before.
+
+    Worse is what is further than a tenth from the last result of the same machine, measured between the quartiles that
+    are nearest to each other.
+    """
+    about, file = result["manifest"], path.with_suffix(".history.jsonl")
+    rows = [row for run in result["runs"] for row in run["rows"] if row["ratio"] is not None]
+    entry = {
+        "commit": about["commit"],
+        "machine": f"{about['processor']}, {about['accelerator'] or 'no GPU'}",
+        "ratios": {row["what"].rpartition(" (")[0]: [row["ratio"], *row["quartiles"], row["goal"]] for row in rows},
+    }
+    entries = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if not entries or entries[-1] != entry:
+        entries.append(entry)
+        atomic_write(file, "".join(json.dumps(line) + "\n" for line in entries))
+    earlier = [line for line in entries[:-1] if line["machine"] == entry["machine"]]
+    if not earlier:
+        return f"The first result of this machine ({entry['machine']}); later ones are compared with it."
+    before, now = earlier[-1]["ratios"], entry["ratios"]
+    lines = [
+        f"- {name}: {now[name][0]:.2f}, was {before[name][0]:.2f}"
+        for name in now
+        if name in before and worse(now[name], before[name])
+    ]
+    title = f"Worse than at commit {earlier[-1]['commit']} by more than a tenth, beyond the spread: "
+    return "\n".join([title + ("" if lines else "nothing."), *lines])
+
+
+def worse(now: Sequence[Any], before: Sequence[Any]) -> bool:
+    """Whether a ratio (median, quartiles, goal) is worse than it was by more than a tenth beyond its spread.
+
+    >>> worse([1.3, 1.2, 1.4, "<= 1"], [1.0, 0.9, 1.05, "<= 1"]), worse([1.3, 1.1, 1.4, "<= 1"], [1.0, 0.9, 1.05, ""])
+    (True, False)
+    """
+    (_, low, high, goal), (_, low_before, high_before, _) = now, before
+    return high < low_before / 1.1 if goal.startswith(">") else low > high_before * 1.1
 
 
 COMMON: dict[str, Any] = {"networks": tuple(map(Group, GROUPS)), "seeds": 1, "samples_per_class": 2}

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import torchslice as ts
-from benchmarks.__main__ import NAMES, parser
+from benchmarks.__main__ import ATTACKS, NAMES, parser
 from torchslice.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def check_benchmark(words: list[str]) -> None:
-    assert parser().parse_args(words).name in NAMES, f"there is no benchmark {words}"
+    assert parser().parse_args(words).name in (*NAMES, *ATTACKS), f"there is no benchmark {words}"
 
 
 @each(TEXTS)

@@ -79,6 +79,24 @@ def test_a_writer_that_meets_a_really_full_device(tmp_path):
     assert entries(tmp_path) == []
 
 
+def test_content_is_on_the_disk_before_it_gets_its_name_and_the_name_before_the_call_returns(tmp_path, monkeypatch):
+    done, sync, rename = [], os.fsync, os.replace
+
+    def synced(handle):
+        done.append(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    def renamed(source, target):
+        done.append("renamed")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    atomic_write(tmp_path / "new" / "file", "content")
+    assert done[0].startswith(str(tmp_path / "new" / ".file.")) and done[0].endswith(".tmp")
+    assert done[1:] == ["renamed", str(tmp_path / "new"), str(tmp_path)]
+
+
 # -- modes ------------------------------------------------------------------------------------------------------------
 def test_a_new_file_has_the_usual_mode(tmp_path, umask):
     umask(0o027)

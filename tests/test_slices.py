@@ -113,13 +113,25 @@ def test_slices_of_different_models_do_not_combine():
         ({"width": -2, "kept": []}, "a layer has 1 to 10,000,000 neurons, not -2"),
         ({"width": 10**11, "kept": []}, "100000000000"),
         ({"width": float("inf"), "kept": []}, "inf"),
-        ({"kept": [1]}, "expected {'width': N, 'kept'"),
-        ({"width": 3, "kept": None}, "expected {'width': N, 'kept'"),
-        ({"width": "many", "kept": []}, "expected {'width': N, 'kept'"),
-        ([1, 2], "expected {'width': N, 'kept'"),
+        ({"width": 10**400, "kept": []}, "10000"),
+        ({"width": 3, "kept": [10**30]}, "the slice names 1000"),
+        *(
+            (entry, "expected {'width': N, 'kept'")
+            for entry in (
+                *([1, 2], None, 5, "a", {"kept": [1]}, {"width": 3}),
+                *({"width": width, "kept": []} for width in ("many", "3", True, 2.5, None)),
+                *({"width": 3, "kept": kept} for kept in (None, "012", {}, 1, [True], [0.0], [[0]], ["1"])),
+            )
+        ),
     ],
 )
 def test_damaged_plain_data_is_refused(entry, message):
     with pytest.raises(TorchsliceError, match="layer 'conv1'") as caught:
         Slice.from_plain({"conv1": entry})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("plain", [None, 5, [], "conv1"])
+def test_plain_data_of_no_slice_is_refused(plain):
+    with pytest.raises(TorchsliceError, match="expected the slice of every layer"):
+        Slice.from_plain(plain)

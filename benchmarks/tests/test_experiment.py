@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import mwt
-from benchmarks.__main__ import NAMES, main
+from benchmarks.__main__ import ATTACKS, NAMES, main
 from benchmarks.experiment import compact, expand, finished_or_run, read_result, write_result
 from torchslice import TorchsliceError
 
@@ -60,13 +60,15 @@ def test_the_command_lists_and_says_in_one_line_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*NAMES, *ATTACKS]
     (tmp_path / "file").write_text("")
     for arguments, text in (
         (["restructur"], "unknown benchmark 'restructur'. Did you mean 'restructure'? Known: mwt, recipe"),
         (["mwt", "--scale", "papr"], "argument --scale: invalid choice: 'papr'"),
         (["mwt", "--scale", "smoke", "--page-only"], "there is no result results/mwt-smoke.json; run the benchmark"),
         (["mwt", "--scale", "smoke", "--out", "file/x"], "cannot write into file/x: Not a directory"),
+        (["speed", "--scale", "smoke", "--device", "cuda"], "device 'cuda' cannot be used here"),
+        (["fuzz", "--count", "0"], "--count must be at least 1"),
         (["mwt", "--seed", "x"], "argument --seed: invalid int value: 'x'. See: python -m benchmarks --help"),
     ):
         assert main(arguments) == 2

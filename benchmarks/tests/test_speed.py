@@ -28,6 +28,28 @@ def test_sides_run_in_turns_and_the_first_turn_does_not_count() -> None:
     assert len(turns) == 2 and all(len(turn) == 3 and min(turn) >= 0 for turn in turns)
 
 
+def test_the_history_says_what_became_worse(tmp_path: Path) -> None:
+    def say(commit: str, cut: float, speed_up: float, processor: str = "x86_64") -> str:
+        rows = [
+            {"what": f"a cut ({cut} s)", "ratio": cut, "quartiles": [cut - 0.05, cut + 0.05], "goal": "<= 1"},
+            {"what": "a speed-up (2x)", "ratio": speed_up, "quartiles": [speed_up] * 2, "goal": ">= 0.8"},
+            {"what": "not measured", "ratio": None, "quartiles": None, "goal": ""},
+        ]
+        about = {"commit": commit, "processor": processor, "accelerator": None}
+        return speed.since_last({"manifest": about, "runs": [{"rows": rows}]}, tmp_path / "speed-cpu")
+
+    assert "The first result of this machine (x86_64, no GPU)" in say("a", 1.0, 1.0)
+    assert "The first result" in say("a", 1.0, 1.0)  # the same result, such as of --page-only, is no second one
+    assert say("b", 1.15, 0.95).endswith("at commit a by more than a tenth, beyond the spread: nothing.")
+    assert "The first result of this machine (arm64" in say("b", 9.0, 0.1, "arm64")
+    assert say("c", 1.4, 0.7).splitlines() == [
+        "Worse than at commit b by more than a tenth, beyond the spread: ",
+        "- a cut: 1.40, was 1.15",
+        "- a speed-up: 0.70, was 0.95",
+    ]
+    assert (tmp_path / "speed-cpu.history.jsonl").read_text().count("\n") == 4
+
+
 def test_what_cannot_be_compared_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def absent(module: str, *, extra: str) -> None:
         raise TorchsliceError(f"this needs {module.partition('.')[0]}, which is not installed.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
@@ -32,7 +34,7 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[Path], None]) 
     >>> (folder / "new" / "note.txt").read_text()
     'hello'
     """
-    mode = _mode(path)
+    mode = mode_of(path)
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     remedy = "Choose a folder you may write to."
@@ -57,8 +59,8 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[Path], None]) 
     _finish(target)
 
 
-def _mode(path: str | Path) -> int | None:
-    """Return the permissions of the file that will be replaced, None if there is none."""
+def mode_of(path: str | Path) -> int | None:
+    """Return the permissions of the file that will be replaced, None if there is none; raise if it must not be."""
     try:
         mode = os.stat(path).st_mode
         reason = "" if os.access(path, os.W_OK) else "the file is write-protected"
@@ -75,12 +77,13 @@ def _mode(path: str | Path) -> int | None:
 
 def _finish(target: Path) -> None:
     """Make the new name survive a power cut, where the system can, and remove what killed writers of it left."""
-    with contextlib.suppress(OSError):
-        handle = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    for folder in target.parents[:2]:  # the first may be new in the second
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     _remove_leftovers(target.parent, glob.escape(target.name), LEFTOVER_SECONDS)
 
 
@@ -125,6 +128,20 @@ def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         lock.release()
         with contextlib.suppress(OSError):
             path.parent.rmdir()
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a copy as safetensors takes it: on the CPU, contiguous, and no two in one memory."""
+    return tensor.detach().resolve_conj().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Return the SHA-256 over a text and names and bytes of tensors on the CPU, in the order of their names."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_safetensors(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -123,14 +123,14 @@ class Slice:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Mapping[str, Any]]) -> Slice:
-        """Rebuild a slice from `to_plain`; an index outside its layer is an error."""
+        """Rebuild a slice from `to_plain`; anything else, such as an index outside its layer, is an error."""
+        if not isinstance(plain, Mapping):
+            raise TorchsliceError(f"expected the slice of every layer, got {plain!r:.100}.")
         masks = {}
         for layer, entry in plain.items():
-            try:
-                width, kept = int(entry["width"]), [int(i) for i in entry["kept"]]
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                expected = "{'width': N, 'kept': [...]}"
-                raise TorchsliceError(f"layer {layer!r}: expected {expected}, got {entry!r}.") from error
+            width, kept = (entry.get(key) if isinstance(entry, Mapping) else None for key in ("width", "kept"))
+            if type(width) is not int or not isinstance(kept, list) or any(type(i) is not int for i in kept):
+                raise TorchsliceError(f"layer {layer!r}: expected {{'width': N, 'kept': [...]}}, got {entry!r:.100}.")
             if not 1 <= width <= WIDEST:
                 raise TorchsliceError(f"layer {layer!r}: a layer has 1 to {WIDEST:,} neurons, not {width}.")
             if any(not 0 <= i < width for i in kept):

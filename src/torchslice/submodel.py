@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .budget import fit_budget, the_budget
 from .cut.extract import extract
-from .data import Task
+from .data import Task, check_task
 from .errors import TorchsliceError
 from .find.gates import GatedModel, statistics
 from .find.semantic import Contributions, contributions
@@ -83,6 +83,7 @@ def reuse(
     (('3', '8'), True)
     >>> ts.save(pair, folder / "pair.safetensors")
     """
+    check_task(task)
     started = time.perf_counter()
     if training is not None and not tune:
         raise TorchsliceError("training= plays no part with tune=False; leave one of them out.")

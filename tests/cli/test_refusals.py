@@ -1,5 +1,6 @@
 """Bad input: every command ends with 2, before any work, says so in one line of its own words, and writes nothing."""
 
+import os
 import shlex
 
 import pytest
@@ -144,6 +145,7 @@ EARLY = [
     # what is written
     *((f"{words} --out {{tmp}}", ["cannot write", "folder"]) for words in (SLICE, "extract {standard} --classes 3,8")),
     ("extract {standard} --classes 3,8 --out {file}", ["exists", "--force"]),
+    ("extract {standard} --classes 3,8 --out {pipe} --force", ["a device or a pipe"]),
     ("extract {standard} --classes 3,8 --out {standard}/part.safetensors", ["folder of a run"]),
     ("extract {standard} --classes 3,8 --out {standard}/run.json --force", ["folder of a run"]),
     ("train convnet digits --out {file}", ["cannot write", "folder"]),
@@ -191,8 +193,14 @@ LATE = [
 def places(standard, gates, subtasks, five, sources, shared, own, tmp_path):
     """What stands for the names in braces."""
     (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
     runs = {"standard": standard, "gates": gates, "subtasks": subtasks, "five": five, "own": own}
-    files = {"pt": sources["pt"][-1], "whole": sources["artefact"][0], "file": tmp_path / "file"}
+    files = {
+        "pt": sources["pt"][-1],
+        "whole": sources["artefact"][0],
+        "file": tmp_path / "file",
+        "pipe": tmp_path / "pipe",
+    }
     return {**runs, **files, "tmp": tmp_path, "out": tmp_path / "out"}
 
 

@@ -137,6 +137,29 @@ def test_a_model_pruned_with_pytorch() -> None:
         assert torch.allclose(small(IMAGE), masked(neurons, neurons.random(0.5))(IMAGE), atol=1e-6)
 
 
+def test_hooks_of_the_user_stay_where_they_are() -> None:
+    model, seen = Net().eval(), []
+    handles = [
+        model.a.register_forward_hook(lambda *_: seen.append("after")),
+        model.a.register_forward_pre_hook(lambda *_: seen.append("before")),
+        model.b.register_full_backward_hook(lambda *_: seen.append("back")),
+    ]
+    neurons = find_neurons(model, IMAGE)
+    small = extract(neurons, neurons.random(0.5))
+    seen.clear()
+    small(IMAGE).sum().backward()
+    assert not seen and len(model.a._forward_hooks) == 1
+    model(IMAGE).sum().backward()
+    assert seen == ["before", "after", "back"]
+    for handle in handles:
+        handle.remove()
+    handle = model.a.register_forward_hook(lambda module, inputs, output: output * 2)
+    neurons = find_neurons(model, IMAGE)
+    with pytest.raises(TorchsliceError, match="no hook on it changes them: the cut network has none"):
+        extract(neurons, neurons.random(0.5))
+    handle.remove()
+
+
 def test_views_and_masks_and_zeroed_weights_compute_the_same(neurons) -> None:
     held, model = plan(neurons, SLICE).held, neurons.model
     assert {name: flags.tolist() for name, flags in held.items()} == {

@@ -170,7 +170,11 @@ def test_a_folder_that_is_not_as_expected_is_explained(tmp_path):
     write_images(tmp_path / "colours")
     assert "image_size must be at least 1 pixel, or (height, width); got 0" in error(image_size=0)
     assert "image_size must be" in error(image_size=(1, 2, 3))
-    for bad in ({"mean": (0.5,)}, {"std": (0.0, 1.0, 1.0)}, {"mean": (0.5, 0.5, 0.5), "std": (1.0,)}):
+    for bad in (
+        *({"mean": mean} for mean in ((0.5,), 0.5, "abc", (0.5, 0.5, float("nan")), (0.5, 0.5, "x"))),
+        *({"std": std} for std in ((0.0, 1.0, 1.0), (1.0, 1.0, float("inf")), True)),
+        {"mean": (0.5, 0.5, 0.5), "std": (1.0,)},
+    ):
         assert "mean" in error(**bad) or "std" in error(**bad)
     assert "unexpected keyword argument 'image_siz'" in error(image_siz=8)
     broken = tmp_path / "colours" / "red" / "3.png"

@@ -123,6 +123,8 @@ def test_splits_are_taken_joined_and_prepared_as_others():
         (ZEROS, {"mean": (0.5,), "std": (0.0,)}, "deviations above 0; got [0.5] and [0.0]"),
         (ZEROS, {"mean": (0.5,)}, "got [0.5] and []"),
         (ZEROS, {"crop_padding": 2}, "crop_padding must be at least 0 and smaller than the images, 2x2; got 2"),
+        (ZEROS, {"mean": (float("nan"),), "std": (1.0,)}, "got [nan] and [1.0]"),
+        (ZEROS, {"mean": (0.5,), "std": (float("inf"),)}, "got [0.5] and [inf]"),
     ],
 )
 def test_images_of_the_wrong_form_are_refused(images, options, message):

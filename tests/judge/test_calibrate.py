@@ -110,3 +110,18 @@ def test_logits_of_no_layer_and_tied_weights_are_refused() -> None:
     for tied, message in ((False, "are no layer's output"), (True, "cannot be calibrated")):
         with pytest.raises(TorchsliceError, match=message):
             calibrate(find_neurons(lively(Pooled(tied)), stripes().example), stripes())
+
+
+def test_logits_that_are_no_answers_are_refused() -> None:
+    task = stripes()
+    neurons, labels = find_neurons(lively(Tiny()), task.example), task.validation.labels
+    for wrong in (float("nan"), float("inf")):
+        logits = torch.zeros(len(labels), 3)
+        logits[1, 0] = wrong
+        for verb in (
+            lambda logits=logits: calibration_error(logits, labels),
+            lambda logits=logits: best_temperature(logits, labels),
+            lambda logits=logits: calibrate(neurons, task, logits=logits),
+        ):
+            with pytest.raises(TorchsliceError, match="NaN or infinite"):
+                verb()

@@ -151,6 +151,7 @@ def test_a_function_of_the_user_makes_the_network(tmp_path, monkeypatch):
         ("timm:resnet18", {"pretrained": True}, "model 'timm:resnet18': "),
         ("json:dumbs", {}, "unknown name in module json: 'dumbs'. Did you mean 'dumps'?"),
         ("resnet18", {"num_classes": 0}, "at least 1 class, got num_classes=0"),
+        *((name, {"channels": 0}, "images have at least 1 channel, got channels=0") for name in ("lenet", "mobilenet")),
     ],
 )
 def test_bad_names_and_arguments_are_explained(spec, arguments, message):

@@ -17,6 +17,7 @@ from tests.nets import assert_equal, state, tiny_net, tiny_task
 from torchslice.data import task as make_task
 from torchslice.errors import TorchsliceError
 from torchslice.training import CrossEntropy, Training, accuracy, finetune, fit, predict
+from torchslice.training.checkpoint import FILE, read_checkpoint
 
 QUIET = Training(epochs=1, batch_size=8, device="cpu", precision="fp32", progress=False)
 
@@ -191,6 +192,29 @@ def test_a_loss_that_is_not_finite_stops_with_advice():
 
     with pytest.raises(TorchsliceError, match=r"no longer finite in epoch 1. Lower learning_rate \(now 0.1\)"):
         fit(tiny_net(), tiny_task(), QUIET, objective=explode)
+
+
+def test_a_finite_loss_that_explodes_stops_with_advice_and_keeps_the_last_good_epoch(tmp_path):
+    calls = iter(range(10**6))
+
+    def explode(model, inputs, labels):  # from the second epoch of three steps on
+        loss, correct, parts = CrossEntropy()(model, inputs, labels)
+        return loss + (1e17 if next(calls) >= 3 else 0.0), correct, parts
+
+    with pytest.raises(
+        TorchsliceError, match=r"the loss grew from \d\S* to \d\S*e\+1\d in epoch 2. Lower learning_rate"
+    ):
+        fit(tiny_net(), tiny_task(), replace(QUIET, epochs=3), objective=explode, folder=tmp_path)
+    state, _ = read_checkpoint(tmp_path / FILE)
+    assert [row["epoch"] for row in state["history"]] == [1]
+
+
+def test_an_own_loss_may_be_large():
+    def large(model, inputs, labels):
+        loss, correct, parts = CrossEntropy()(model, inputs, labels)
+        return loss + 1e9, correct, parts
+
+    assert fit(tiny_net(), tiny_task(), QUIET, objective=large)[-1]["loss"] > 1e8
 
 
 def test_the_test_split_is_never_scored(monkeypatch):

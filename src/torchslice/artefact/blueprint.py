@@ -38,12 +38,11 @@ from torch.nn.utils import parametrize
 
 from ..errors import TorchsliceError
 from ..graph.record import check_model
+from ..graph.views import HOOKS
 from .names import is_config, name_of, resolve
 
 # What every module has is recorded as structure, not as attributes; what nn.Module.compile makes is left out.
 OWN = {*vars(nn.Module()), "_compiled_call_impl"}
-# Hooks of state_dict and load_state_dict are not kept: they change files, not what the network computes.
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 MODULE = {"class", "attributes", "parameters", "buffers", "non_persistent", "modules"}
 MAPPINGS: dict[str, type] = {"dict": dict, "ordered_dict": OrderedDict}
 CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset, "size": torch.Size, **MAPPINGS}
@@ -89,6 +88,7 @@ class _Describer:
         if parametrize.is_parametrized(module):
             remedy = "torch.nn.utils.parametrize.remove_parametrizations(module, name)"
             raise TorchsliceError(f"cannot save {where}: it is parametrized. Call {remedy} for it first.")
+        # Hooks of state_dict and load_state_dict are not kept: they change files, not what the network computes.
         if hooked := [name for name in HOOKS if vars(module).get(name)]:
             raise TorchsliceError(
                 f"cannot save {where}: it has a hook in {hooked[0]}, code that is outside of its class. Remove it "

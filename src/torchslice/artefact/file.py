@@ -12,7 +12,6 @@ The metadata key "torchslice" holds, beside the blueprint of the network (module
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..errors import TorchsliceError
-from ..files import atomic_write, read_safetensors
+from ..files import atomic_write, digest_of, plain, read_safetensors
 from ..slices import Slice
 from .blueprint import describe, is_dense, rebuild
 
@@ -106,19 +105,13 @@ def save(
     except (TypeError, ValueError, RecursionError) as error:
         raise TorchsliceError(f"cannot save {path}: {error}. {ALLOWED}") from error
     _check_loads(record, tensors, masks)
-    stored = {name: _plain(tensor) for name, tensor in {**tensors, **masks}.items()}
+    stored = {name: plain(tensor) for name, tensor in {**tensors, **masks}.items()}
     try:
         record["sha256"] = _digest(record, stored)
         whole = to_bytes(stored, {"torchslice": json.dumps(record)})
     except Exception as error:  # of many kinds
         raise TorchsliceError(f"cannot save {path}: safetensors does not take its tensors ({error}).") from error
     atomic_write(path, whole)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a copy as safetensors takes it: on the CPU, contiguous, and no two in one memory."""
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    return plain.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _check_loads(record: Mapping[str, Any], tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
@@ -254,13 +247,8 @@ def _laid_out(tensor: Tensor, strides: list[int] | None) -> Tensor:
 
 # -- both -------------------------------------------------------------------------------------------------------------
 def _digest(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over the record without its hash, and the bytes of all tensors in the order of their names."""
-    entries = {key: value for key, value in record.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Return the SHA-256 over the record without its hash, and the tensors."""
+    return digest_of(tensors, json.dumps({key: record[key] for key in record if key != "sha256"}, sort_keys=True))
 
 
 def _versions() -> dict[str, str]:

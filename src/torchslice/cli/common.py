@@ -137,8 +137,9 @@ def check_gates(context: typer.Context, opened: Source) -> None:
 
 def check_out(path: Path, *, force: bool) -> None:
     """Raise before long work if a file at `path` could not be written after it, or would be overwritten."""
-    if path.is_dir():
-        raise TorchsliceError(f"cannot write {path}: it is a folder; give the name of a file.")
+    from ..files import mode_of
+
+    mode_of(path)
     if path.name == "run.json" or (path.parent / "run.json").exists():
         raise TorchsliceError(f"cannot write {path} into the folder of a run; choose another folder.")
     if path.exists() and not force:

@@ -25,8 +25,8 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, tor
 def extract(neurons: Neurons, slice_: Slice, *, classes: Sequence[str | int] | None = None) -> nn.Module:
     """Return a new, smaller network that computes what the model computes with the neurons outside a slice at zero.
 
-    The result is made of plain layers of the same types; the model is not changed. Every call checks the cut network
-    against the masked one on the example.
+    The result is made of plain layers of the same types, without the hooks on the model's; the model is not changed.
+    Every call checks the cut network against the masked one on the example.
 
     Args:
         classes: names or indices of at least two classes; only their logits remain, in the model's order.
@@ -92,7 +92,7 @@ def check_close(network: nn.Module, neurons: Neurons, expected: Tensor, what: st
         raise TorchsliceError(
             f"the {what} network differs from what it must compute by {difference:.2g} on the example (allowed: "
             f"{allowed:.2g}); nothing is returned. Check that the model gives finite, repeatable logits in eval mode "
-            "on this example."
+            "on this example, and that no hook on it changes them: the cut network has none."
         )
 
 

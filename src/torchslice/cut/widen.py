@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import TorchsliceError
 from ..graph.find import find_neurons
 from ..graph.layers import Flags, Free, Grouped, Ids, Transposed
-from ..graph.neurons import Neurons
+from ..graph.neurons import Neurons, check_neurons
 from ..graph.views import copy_of, view_of
 from ..registry import unknown
 from ..slices import Slice
@@ -74,7 +74,7 @@ def widen(
     >>> len(wide.fresh), len(wide.lift(slices["3"])) == len(slices["3"])
     (28, True)
     """
-    neurons.check_unchanged()
+    check_neurons(neurons)
     if (factor is None) == (counts is None):
         raise TorchsliceError("give either factor=, such as 1.25, or counts={layer: neurons to add}.")
     fixed = {layer: why for layer in neurons.layers if (why := why_fixed(neurons, layer))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -221,10 +222,11 @@ def _size(given: int | Sequence[int] | None, files: Sequence[tuple[str, int]], r
 
 
 def _per_channel(name: str, given: Sequence[float] | None, measured: tuple[float, ...]) -> tuple[float, ...]:
-    values = measured if given is None else tuple(given)
-    if len(values) != 3 or (name == "std" and not all(value > 0 for value in values)):
+    values, least = measured if given is None else given, 0.0 if name == "std" else -math.inf
+    numbers = isinstance(values, Sequence) and all(isinstance(value, int | float) for value in values)
+    if not numbers or len(values) != 3 or not all(least < value < math.inf for value in values):
         raise TorchsliceError(f"{name} must be three numbers{' above 0' if name == 'std' else ''}, got {given}.")
-    return values
+    return tuple(values)
 
 
 def _statistics(files: Files, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,6 +5,7 @@ Shapes: n images of a split, B batch, ch channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,7 +48,8 @@ class Images:
             )
         object.__setattr__(self, "labels", check_labels(self.labels, len(self.images)))
         channels = self.images.shape[1]
-        if len(self.mean) not in (0, channels) or len(self.std) != len(self.mean) or not all(s > 0 for s in self.std):
+        finite = all(map(math.isfinite, (*self.mean, *self.std))) and all(s > 0 for s in self.std)
+        if len(self.mean) not in (0, channels) or len(self.std) != len(self.mean) or not finite:
             raise TorchsliceError(
                 f"images of {channels} channel(s) need so many means and deviations above 0; "
                 f"got {list(self.mean)} and {list(self.std)}."

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from ..data import Task
 from ..errors import TorchsliceError
-from ..graph.neurons import Neurons
+from ..graph.neurons import Neurons, check_neurons
 from ..graph.plan import Plan, cut_tensors, plan, resize
 from ..graph.views import view_of
 from ..inputs import Inputs, run
@@ -67,6 +67,7 @@ class SubTasks:
         round_to: int = 8,
         label_smoothing: float = 0.1,
     ) -> None:
+        check_neurons(neurons)
         names = tuple(rankings) if neurons.classes is None else neurons.classes
         if len(rankings) != neurons.num_classes:
             raise TorchsliceError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .functions import ACTIVATIONS, CONVOLUTIONS, NORMS, PRODUCTS, TRANSPOSED
-from .neurons import Neurons
+from .neurons import Neurons, check_neurons
 from .record import Call, Value, plain_name, record
 
 PRODUCERS = {*CONVOLUTIONS, *TRANSPOSED, *PRODUCTS, "linear", "addmm"}
@@ -51,7 +51,7 @@ def find_activations(neurons: Neurons, layers: Sequence[str] | None = None) -> A
     >>> find_activations(neurons).chains["features.0.0"]
     ('conv2d', 'batch_norm', 'relu')
     """
-    neurons.check_unchanged()
+    check_neurons(neurons)
     wanted = neurons.layers if layers is None else set(layers)
     calls = record(neurons.model, neurons.example, neurons.output).calls
     readers: dict[Value, list[Call]] = {}

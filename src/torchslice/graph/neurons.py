@@ -274,6 +274,15 @@ class Neurons:
     __repr__ = __str__
 
 
+def check_neurons(neurons: Neurons) -> None:
+    """Raise unless these are neurons of a model that is still as it was when they were found."""
+    if not isinstance(neurons, Neurons):
+        raise TorchsliceError(
+            f"expected neurons, got {type(neurons).__name__}; find them first: find_neurons(model, example)."
+        )
+    neurons.check_unchanged()
+
+
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

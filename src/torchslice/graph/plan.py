@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TorchsliceError
 from ..slices import Slice
 from .layers import Flags, Free, Grouped, Ids, Port, staying
-from .neurons import Neurons
-from .views import copy_of
+from .neurons import Neurons, check_neurons
+from .views import HOOKS, copy_of
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,7 @@ def plan(neurons: Neurons, slice_: Slice, classes: Sequence[int] | None = None) 
     Coupled channels are removed when every layer that reads them reads a zero there. Channels that must stay to keep
     the groups of grouped convolutions equally wide, or to leave each layer one channel, stay with rows of zeros.
     """
-    if not isinstance(neurons, Neurons):
-        raise TorchsliceError(
-            f"expected neurons, got {type(neurons).__name__}; find them first: find_neurons(model, example)."
-        )
+    check_neurons(neurons)
     neurons.check(slice_)
     flow, wires = neurons.flow, neurons.wires
     zeros = neurons.zeros({name: ~mask.numpy() for name, mask in slice_.masks.items()})
@@ -161,6 +157,10 @@ def build(model: nn.Module, what: Plan) -> nn.Module:
             new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
             memo[id(old)] = new
     small = copy_of(model, memo)
+    for module in small.modules():
+        if not any(isinstance(value, Tensor) for value in vars(module).values()):  # which hooks of pruning compute
+            for name in HOOKS:
+                vars(module)[name].clear()
     return resize(small, what)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import TorchsliceError, first_line
 
 PLAIN = (type(None), bool, int, float, str)
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of what a module computes
 
 
 def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data import Task
 from ..errors import TorchsliceError
-from ..graph.neurons import Neurons
+from ..graph.neurons import Neurons, check_neurons
 from ..graph.record import evaluating
 from ..training.evaluate import predict
 
@@ -28,10 +28,17 @@ def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> floa
     >>> round(calibration_error(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), torch.tensor([0, 1])), 3)
     0.5
     """
+    check_finite(logits)
     confidence, answer = logits.double().softmax(1).max(1)  # [n]
     gap = (answer == labels).double() - confidence
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, index, gap).abs().sum() / len(labels))
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise for logits that are no answers."""
+    if not logits.isfinite().all():
+        raise TorchsliceError("some of the logits are NaN or infinite, which are no answers; check the network.")
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -44,6 +51,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     >>> best_temperature(torch.tensor([[4.0, 0.0]] * 400), torch.tensor([0, 0, 0, 1] * 100))  # 75 % are correct
     3.65...
     """
+    check_finite(logits)
     scores = logits.double()
     spread = 1 / (len(labels) + 2)
     own = (1 - spread) * scores.gather(1, labels[:, None]).mean() + spread * scores.mean()
@@ -65,7 +73,7 @@ def calibrate(neurons: Neurons, task: Task, *, logits: Tensor | None = None) -> 
 
     >>> calibrated, temperature = ts.judge.calibrate(neurons, task)
     """
-    neurons.check_unchanged()
+    check_neurons(neurons)
     if not neurons.head:
         raise TorchsliceError("the logits of this network are no layer's output; it cannot be calibrated.")
     if logits is None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data import Task, limit
+from ..data import Task, check_task, limit
 from ..errors import TorchsliceError
-from ..graph.record import evaluating
+from ..graph.record import check_model, evaluating
 from ..inputs import Output, call_model, device_of, to_device
 from ..training.evaluate import accuracy_of, predict
 from ..training.placement import fast_format, in_format
@@ -53,6 +53,8 @@ def recalibrate(
 
     >>> recalibrated = ts.judge.recalibrate(small, task.restrict(["3", "8"]))
     """
+    check_model(model)
+    check_task(task)
     model = copy.deepcopy(model)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from ..cut.extract import extract, masked
-from ..data import Task
+from ..data import Task, check_task
 from ..errors import TorchsliceError
-from ..graph.neurons import Neurons
+from ..graph.neurons import Neurons, check_neurons
 from ..registry import unknown
 from ..slices import Slice
 from ..tables import percent, table
@@ -129,6 +129,8 @@ def evaluate_stages(
     >>> stages["fine-tuned"].epochs
     1
     """
+    check_neurons(neurons)
+    check_task(task)
     indices = sorted(task.class_indices(classes))
     if len(indices) < 2:
         raise TorchsliceError(f"a sub-model needs at least two classes, got {classes[0]!r} alone; add one to it.")

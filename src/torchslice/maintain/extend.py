@@ -10,7 +10,7 @@ from torch import nn
 
 from ..cut.widen import grow, last_wire
 from ..cut.widen import widen as widen_network
-from ..data import Task, joined
+from ..data import Task, check_task, joined
 from ..errors import TorchsliceError
 from ..graph.find import find_neurons
 from ..graph.neurons import Neurons
@@ -177,6 +177,7 @@ def check_extension(
 ) -> None:
     """Raise for what `extend` refuses, whatever is critical."""
     check_extending(replay=replay, settle=settle, widen=widen)
+    check_task(new)
     if not start.neurons.head:
         raise TorchsliceError("the logits do not come straight from a layer, so no rows can be added for new classes.")
     if start.neurons.num_classes < 2:

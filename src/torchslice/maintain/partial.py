@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..errors import TorchsliceError
-from ..graph.neurons import Neurons
+from ..graph.neurons import Neurons, check_neurons
 from ..graph.views import copy_of
 from ..slices import Slice
 from .rows import RowGradients, Rows
@@ -136,7 +136,7 @@ def moving_rows(neurons: Neurons, slice_: Slice, classes: Sequence[str | int] = 
     channels of a norm or depthwise convolution that read nothing else. A pinned layer belongs to no neuron, and neither
     does a channel of a norm that also reads a neuron outside the slice.
     """
-    neurons.check_unchanged()
+    check_neurons(neurons)
     held = {name: mask.numpy() for name, mask in (slice_ & neurons.full()).masks.items()}
     if len(classes):
         if not neurons.head:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Split, Task, hold_out, limit
+from ..data import Split, Task, check_task, hold_out, limit
 from ..errors import TorchsliceError
-from ..graph.neurons import Neurons
+from ..graph.neurons import Neurons, check_neurons
 from ..graph.tied import of_unit_length
 from ..inputs import Output
 from ..slices import Slice
@@ -65,7 +65,9 @@ def readapt(
     True
     """
     ratios = check_readapting(replay)
-    if critical & neurons.full() == neurons.full():
+    check_neurons(neurons)
+    check_task(task)
+    if neurons.full() & critical == neurons.full():
         raise TorchsliceError(
             "the slice covers every neuron, so nothing would be spared; choose a smaller one, or use finetune."
         )
@@ -126,7 +128,7 @@ def top_by_score_per_parameter(neurons: Neurons, scores: Mapping[str, Tensor], p
     >>> 0 < len(cheap) < len(neurons)
     True
     """
-    neurons.check_unchanged()
+    check_neurons(neurons)
     check_readapting(param_fraction=param_fraction)
     scores = checked_scores(neurons, scores)
     left = param_fraction * sum(parameter.numel() for parameter in neurons.model.parameters())

@@ -19,10 +19,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ..cut.extract import extract, retention
-from ..data import Task
+from ..data import Task, check_task
 from ..errors import TorchsliceError
 from ..graph.find import find_neurons
-from ..graph.neurons import Neurons
+from ..graph.neurons import Neurons, check_neurons
 from ..graph.plan import plan
 from ..judge.recalibrate import try_recalibration
 from ..registry import unknown
@@ -88,6 +88,8 @@ def restructure(
     >>> small.best["param_retention"] <= 0.3
     True
     """
+    check_neurons(neurons)
+    check_task(task)
     targets = {"param_retention": param_retention, "mac_retention": mac_retention, "latency_ms": latency_ms}
     name, target = check_restructuring(method, targets, prune_fraction, max_accuracy_loss, patience, latency_batch_size)
     if (method == STRUCTURED) != (scores is not None):

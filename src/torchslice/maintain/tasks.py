@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..cut.extract import extract
 from ..data import Task, joined
 from ..errors import TorchsliceError
-from ..graph.neurons import Neurons
+from ..graph.neurons import Neurons, check_neurons
 from ..inputs import Output, logits_of
 from ..registry import unknown
 from ..slices import Slice
@@ -81,8 +81,10 @@ class Learned:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Learned:
         """Rebuild what `to_plain` wrote."""
-        slice_ = plain["slice"]
-        return cls(tuple(plain["classes"]), None if slice_ is None else Slice.from_plain(slice_), plain["bias"])
+        classes, slice_, bias = plain["classes"], plain["slice"], plain["bias"]
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise TypeError(f"classes are {classes!r:.100}")
+        return cls(tuple(classes), None if slice_ is None else Slice.from_plain(slice_), float(bias))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,7 @@ class Extended(Outcome):
         """Return what a network knows before it learns more; one that was not extended knows one task, `classes`."""
         if isinstance(start, Extended):
             return start
+        check_neurons(start)
         names = start.classes or classes
         if names is None:
             raise TorchsliceError(
@@ -124,10 +127,16 @@ class Extended(Outcome):
         >>> Extended.of(extended.neurons, extended.extension).classes
         ('3', '8', '0', '1')
         """
-        neurons.check_unchanged()
-        tasks, log = tuple(map(Learned.from_plain, plain["tasks"])), tuple(plain["log"])
+        try:
+            tasks, log, rule = tuple(map(Learned.from_plain, plain["tasks"])), tuple(plain["log"]), plain["rule"]
+            for task in tasks:
+                neurons.check(task.slice_ or neurons.full())
+            if not tasks or rule not in RULES:
+                raise KeyError("tasks" if rule in RULES else "rule")
+        except (KeyError, TypeError, ValueError) as error:
+            raise TorchsliceError(f"this is no extension of the network ({error}); extend it again.") from error
         neurons = replace(neurons, classes=tuple(name for task in tasks for name in task.classes))
-        return cls(neurons.model, log, max(0, len(log) - 1), neurons=neurons, tasks=tasks, rule=plain["rule"])
+        return cls(neurons.model, log, max(0, len(log) - 1), neurons=neurons, tasks=tasks, rule=rule)
 
     @property
     def extension(self) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def create(spec: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
         elif source == "hf":
             model = huggingface.create(name, **arguments)
         elif spec in MODELS:
+            if not (channels := arguments.get("channels", 1)) >= 1:
+                raise TorchsliceError(f"{what}: images have at least 1 channel, got channels={channels}.")
             model = call(MODELS[spec], what, **arguments)
         else:
             raise unknown(

@@ -25,7 +25,7 @@ from torch import nn
 
 from ..data import Task
 from ..errors import TorchsliceError
-from ..files import atomic_write, locked
+from ..files import atomic_write, digest_of, locked
 from ..find import gates, subtasks
 from ..find.gates import GatedModel
 from ..graph.find import find_neurons
@@ -34,7 +34,7 @@ from ..rankings import Ranking, widths
 from ..slices import Slice
 from ..training import Objective, Training, fit
 from ..training.checkpoint import FILE as CHECKPOINT
-from ..training.checkpoint import MODEL, digest_of, read_checkpoint
+from ..training.checkpoint import MODEL, read_checkpoint
 from ..training.outcome import Row
 from ..training.placement import choose_device
 from ..training.ranks import is_first

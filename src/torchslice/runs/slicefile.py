@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..errors import TorchsliceError
-from ..files import atomic_write
+from ..files import atomic_write, digest_of
 from ..rankings import Ranking
 from ..slices import Slice
-from ..training.checkpoint import digest_of
 
 FORMAT_VERSION = 2
 T = TypeVar("T", Slice, Ranking)

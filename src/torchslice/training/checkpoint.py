@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import TorchsliceError
-from ..files import atomic_write
+from ..files import atomic_write, digest_of, plain
 
 FILE = "checkpoint.safetensors"
 BEST = "best.safetensors"
@@ -113,7 +112,8 @@ def read_checkpoint(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any]
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             state = json.loads(metadata["training"])
-            _check_state(state)
+            if state != {} or path.name != BEST:
+                _check_state(state)
             saved = {name: file.get_tensor(name) for name in file.keys() if tensors}  # noqa: SIM118
         whole = not tensors or digest_of(saved, metadata["training"]) == metadata["sha256"]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -126,31 +126,20 @@ def read_checkpoint(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any]
 
 
 def _check_state(state: Any) -> None:
-    """Raise KeyError or TypeError unless this is what `save` or `save_best` wrote."""
-    if state != {}:
-        settings, first_epoch, history = state["settings"], state["first_epoch"], state["history"]
-        epochs = [row["epoch"] for row in history]
-        if not isinstance(settings, dict) or not all(isinstance(number, int) for number in (first_epoch, *epochs)):
-            raise TypeError("its settings or its history are not as they were written")
-
-
-def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """Return the SHA-256 over a text and names and bytes of tensors, in the order of their names."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Raise KeyError or TypeError unless this is what `save` wrote."""
+    settings, first_epoch, history = state["settings"], state["first_epoch"], state["history"]
+    epochs = [row["epoch"] for row in history]
+    if not isinstance(settings, dict) or not all(isinstance(number, int) for number in (first_epoch, *epochs)):
+        raise TypeError("its settings or its history are not as they were written")
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
-    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
-    text = json.dumps(state)
-    metadata = {"training": text, "sha256": digest_of(plain, text)}
+    copies, text = {name: plain(tensor) for name, tensor in tensors.items()}, json.dumps(state)
+    metadata = {"training": text, "sha256": digest_of(copies, text)}
 
     def write(temporary: Path) -> None:
         try:
-            save_file(plain, temporary, metadata=metadata)
+            save_file(copies, temporary, metadata=metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -178,11 +167,6 @@ def _of_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Copy a tensor to contiguous memory of its own on the CPU: the file format takes no shared or strided ones."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _form(tensor: Tensor | None) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data import Task, check_task
 from ..errors import TorchsliceError
-from ..graph.record import evaluating
+from ..graph.record import check_model, evaluating
 from ..inputs import Output, describe, device_of, run, to_device
 from .placement import fast_format, in_format
 from .ranks import Ranks
@@ -58,6 +58,7 @@ def predict(
     >>> predict(model, task, "validation").shape
     torch.Size([143, 10])
     """
+    check_model(model)
     check_task(task)
     return torch.cat([logits.float().cpu() for logits, _ in _run(model, task, split, batch_size, output, Ranks())])
 
@@ -78,6 +79,7 @@ def accuracy(
     >>> 0 <= accuracy(small, task.restrict(["3", "8"])).overall <= 1
     True
     """
+    check_model(model)
     check_task(task)
     ranks, classes = ranks or Ranks(), len(task.classes)
     table = torch.zeros(classes, classes, dtype=torch.int64, device=device_of(model))

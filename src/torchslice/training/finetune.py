@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from ..data import Task
+from ..graph.record import check_model
 from ..graph.views import copy_of
 from ..inputs import Output, device_of
 from .fit import Look, best_epoch, fit
@@ -35,6 +36,7 @@ def finetune(
     >>> len(tuned.log), sorted(tuned.best)[0]
     (2, 'epoch')
     """
+    check_model(model)
     home, tuned = device_of(model), copy_of(model, {})
     rows = fit(
         tuned,

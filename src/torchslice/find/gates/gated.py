@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import TorchsliceError
-from ...graph.neurons import Neurons
+from ...graph.neurons import Neurons, check_neurons
 from ...graph.record import check_model
 from ...inputs import kept_tokens
 from ...registry import unknown
@@ -163,7 +163,7 @@ def attach(neurons: Neurons, *, layers: Sequence[str] | None = None, seed: int =
     >>> gated.gate_values[gated.layers[0]].shape
     torch.Size([2, 8])
     """
-    neurons.check_unchanged()
+    check_neurons(neurons)
     convolutions = [name for name, layer in neurons.layers.items() if layer.kind == "conv"]
     default = convolutions[1:] or [name for name in neurons.layers if name not in convolutions]
     chosen = default if layers is None else list(dict.fromkeys(layers))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data import Task
+from ...data import Task, check_task
 from ...errors import TorchsliceError
 from ...graph.record import evaluating
 from ...inputs import call_model, device_of
@@ -66,6 +66,7 @@ def statistics(gated: GatedModel, task: Task, *, batch_size: int = 512, progress
     >>> statistics(gated, task, progress=False).samples.sum().item() == len(task.train)
     True
     """
+    check_task(task)
     device, classes = device_of(check_gated(gated)), len(task.classes)
     ranks, widths = current_ranks(device), [gated.neurons.layers[name].count for name in gated.layers]
     on = torch.zeros(classes, sum(widths) + 1, dtype=torch.float64, device=device)

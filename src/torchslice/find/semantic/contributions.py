@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data import Images, Task
+from ...data import Images, Task, check_task
 from ...data.splits import rank_in_class
 from ...errors import TorchsliceError
 from ...graph.activations import Activations, Seen, by_neuron, find_activations, reading
-from ...graph.neurons import Neurons
+from ...graph.neurons import Neurons, check_neurons
 from ...graph.tied import mean_scores
 from ...graph.views import view_of
 from ...inputs import Inputs, device_of, join, kept_tokens, map_tensors, tensors
@@ -147,6 +147,8 @@ def contributions(
             "contributions need at least one metric, samples_per_class >= 1 and batch_size >= 1; "
             f"got {names}, {samples_per_class} and {batch_size}."
         )
+    check_neurons(neurons)
+    check_task(task)
     _check_classes(neurons, task)
     terms = list(dict.fromkeys(term for m in chosen.values() for term in m.terms))
     if any("contribution" in reads(term) for term in terms):
