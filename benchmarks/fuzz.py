@@ -12,6 +12,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 import multiprocessing
 import random
 import re
@@ -144,7 +145,7 @@ def plain(tree: Any) -> Any:
     if isinstance(tree, list):
         return [plain(item) for item in tree]
     if not isinstance(tree, dict):
-        return tree if tree == tree else {"float": "nan"}
+        return {"float": repr(tree)} if isinstance(tree, float) and not math.isfinite(tree) else tree
     if len(tree) == 1 and (kind := next(iter(tree))) in ("tensor", "weakref", "set", "frozenset"):
         return {kind: sorted(map(json.dumps, map(plain, tree[kind]))) if "set" in kind else None}
     return {key: sorted(item) if key in ("parameters", "buffers") else plain(item) for key, item in tree.items()}

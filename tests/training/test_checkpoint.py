@@ -291,3 +291,11 @@ def test_two_never_train_in_one_folder(tmp_path):
     assert_equal(before, state(model))
     fit(model, tiny_task(), QUIET, folder=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, METRICS]
+
+
+def test_a_log_that_was_not_written_any_more_is_made_up_for(tmp_path):
+    rows = fit(tiny_net(), tiny_task(), QUIET, folder=tmp_path)
+    for lost in (b"", b"".join((tmp_path / METRICS).read_bytes().splitlines(True)[:1]), None):
+        (tmp_path / METRICS).unlink() if lost is None else (tmp_path / METRICS).write_bytes(lost)
+        fit(tiny_net(), tiny_task(), QUIET, folder=tmp_path)
+        assert [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()] == rows

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import TorchsliceError
 from ..files import atomic_write, digest_of, plain
+from .ranks import is_first
 
 FILE = "checkpoint.safetensors"
 BEST = "best.safetensors"
@@ -46,7 +47,13 @@ class Checkpoint:
         """Write the state after an epoch; the previous one stays until the new file is whole."""
         state = {"settings": self.settings, "first_epoch": first_epoch, "history": history}
         _write(self.path, {**_of_model(model), **_of_optimizer(model, optimizer)}, state)
-        atomic_write(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in history))
+        self._log(history)
+
+    def _log(self, history: list[dict[str, Any]]) -> None:
+        """Write the readable log, unless it is there already."""
+        text, path = "".join(json.dumps(row) + "\n" for row in history), self.folder / METRICS
+        if not path.is_file() or path.read_bytes() != text.encode():
+            atomic_write(path, text)
 
     def save_best(self, model: nn.Module) -> None:
         """Write the weights of the best epoch so far; before `save`, which says that there is one."""
@@ -83,6 +90,8 @@ class Checkpoint:
             )
         best = self.best(model) if now.get("keep") == "best" else None
         self._load(model, optimizer, saved)
+        if is_first():
+            self._log(history)  # whoever wrote the checkpoint may have been killed before it
         return history, first_epoch, best
 
     def _load(self, model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
