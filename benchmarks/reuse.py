@@ -339,7 +339,7 @@ def sub_tasks(classes: Sequence[str], size: int, most: int, *, seed: int) -> lis
     """Return disjoint sets of `size` classes, at most `most`: random ones, or superclasses where these are as large.
 
     >>> sub_tasks("abcde", 2, 5, seed=0)
-    [(1, 2), (0, 4)]
+    [(0, 1), (3, 4)]
     """
     shuffled, natural = random.Random(seed), [names.split() for names in SUPERCLASSES.values()]
     groups = [sorted(map([*classes].index, names)) for names in natural if {*names} <= {*classes}]

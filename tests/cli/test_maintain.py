@@ -134,7 +134,7 @@ def test_extend_saves_what_python_makes(torchslice, five, five_sources, source, 
     result = torchslice("extend", *five_sources[source], *new, *options, "--out", path, "--json").json
     (neurons, task), digits = neurons_of(five), ts.data.load("digits")
     critical = PerLayer(0.5).choose(contributions(neurons, task, progress=False)).critical
-    training = dataclasses.replace(ONE, learning_rate=0.05)
+    training = dataclasses.replace(ONE, learning_rate=ts.Training().learning_rate)
     made = ts.extend(neurons, digits.restrict(["5", "6"]), critical, known=task, training=training)
     found = ts.load(path)
     assert same(found.model, made.model, task)

@@ -201,7 +201,7 @@ class Rules(Joins):
         weight = next((v for v in (arg(call, 3, "weight"),) if isinstance(v, Value)), None)
         module = self._module(call, (nn.modules.batchnorm._NormBase,), weight)
         source = self._known(x)
-        if module is None or source is None or source.axes != (1 - len(x.shape),):
+        if module is None or source is None or source.axes not in ((1 - len(x.shape),), ()):  # () is one channel
             return self._unknown(call, "not a norm of the channels alone")
         self._port(call.module, Norm, source.ids.ravel())
         self.channels[call.outputs[0]] = self._step(call, "hold", [source], source.ids, layer=call.module)
