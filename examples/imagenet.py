@@ -164,18 +164,15 @@ def main(picture: Path | None = None) -> None:
     print(table(("photograph", *rows), [*zip(NAMES, *rows.values(), strict=True)]))
     print("loaded from its file, the same bits:", torch.equal(logits_of(loaded.model, test), logits_of(small, test)))
     print("in ONNX Runtime, the same answers:  ", answers(torch.tensor(in_onnx)) == rows["tuned"], exported)
-    costs = {name: ts.judge.cost(network, example) for name, network in (("model", model), ("small", small))}
-    times = ts.judge.latency_ms({"model": model, "small": small}, example, batch_sizes=(1,))
-    sizes = [
-        f"{cost.parameters / 1e6:.2f} M parameters, {cost.macs / 1e6:.0f} M MACs, {times[name][1].median_ms:.0f} ms"
-        for name, cost in costs.items()
-    ]
-    print("1,000 classes:", sizes[0])
-    print("12 classes:   ", sizes[1])
+    networks = {"before, 1,000 classes": model, "after, 12 classes": small}
+    times = ts.judge.latency_ms(networks, example, batch_sizes=(1,))
+    sizes = []
+    for name, network in networks.items():
+        cost = ts.judge.cost(network, example)
+        sizes.append(f"{name}: {cost.parameters / 1e6:.2f} M parameters, {cost.macs / 1e6:.0f} M MACs")
+        print(f"{sizes[-1]}, {times[name][1].median_ms:.0f} ms")
     if picture is not None:
-        names = {"whole": "before", "tuned": "after"}
-        heading = f"before, 1,000 classes: {sizes[0]}\nafter, 12 classes: {sizes[1]}"
-        draw(picture, middles, {names[name]: rows[name] for name in names}, heading)
+        draw(picture, middles, {"before": rows["whole"], "after": rows["tuned"]}, "\n".join(sizes))
 
 
 if __name__ == "__main__":
