@@ -121,7 +121,7 @@ def draw(path: Path, images: Tensor, rows: dict[str, list[str]], sizes: str) -> 
     figure = Figure((1.75 * len(images), 3.1), layout="constrained")
     figure.suptitle(sizes, fontsize=11)
     for index, axes in enumerate(figure.subplots(1, len(images))):
-        axes.imshow(images[index].permute(1, 2, 0))
+        axes.imshow(images[index].permute(1, 2, 0).numpy())
         axes.set_axis_off()
         said = "\n".join(f"{name}: {texts[index]}" for name, texts in rows.items())
         axes.text(0.5, -0.05, said, transform=axes.transAxes, ha="center", va="top", fontsize=8)
