@@ -26,6 +26,7 @@ class Fast(nn.Module):
     ) -> None:
         super().__init__()
         self.whitening = Whitening(channels)
+        self.activation = nn.GELU()
         self.groups = nn.Sequential()
         inputs = self.whitening.out_channels
         for outputs in (scaled(n, width) for n in widths):
@@ -44,7 +45,7 @@ class Fast(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, [B, C], of images [B, channels, H, W]."""
-        x = self.groups(F.gelu(self.whitening(images)))  # [B, widths[-1], (H - 1) / 8, (W - 1) / 8]
+        x = self.groups(self.activation(self.whitening(images)))  # [B, widths[-1], (H - 1) / 8, (W - 1) / 8]
         return self.classifier(self.pool(x).flatten(1))
 
 
