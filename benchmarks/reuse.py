@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -128,6 +128,7 @@ class Reusing(Part):
     def arms(self, labels: Labels, budget: float, compared: bool) -> Iterator[tuple[str, Make]]:
         """Yield the arms that are as large as the budget allows."""
 
+        @cache
         def chosen() -> Slice:
             return self.reused(self.standard, labels, budget, tune=False).slice
 
