@@ -131,7 +131,10 @@ def reuse(
     seconds = time.perf_counter() - started
     labels, original = sub_task.validation.labels, network.model if isinstance(network, Neurons) else network
     whole = accuracy_of(predict(original, sub_task, "validation", output=plain.output)[:, indices], labels)
-    scores = {step: accuracy(net, sub_task, "validation", output=plain.output) for step, net in networks.items()}
+    scores = {
+        step: accuracy_of(logits, labels) if step == kept else accuracy(net, sub_task, "validation", output=plain.output)
+        for step, net in networks.items()
+    }
     both = {"whole": plain.model, "sub-model": model}
     remedies = ("a larger budget" if budget else "larger slices", "more epochs of tuning" if tune else "tuning")
     return Reused(
