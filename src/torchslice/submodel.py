@@ -132,7 +132,9 @@ def reuse(
     labels, original = sub_task.validation.labels, network.model if isinstance(network, Neurons) else network
     whole = accuracy_of(predict(original, sub_task, "validation", output=plain.output)[:, indices], labels)
     scores = {
-        step: accuracy_of(logits, labels) if step == kept else accuracy(net, sub_task, "validation", output=plain.output)
+        step: accuracy_of(logits, labels)
+        if step == kept
+        else accuracy(net, sub_task, "validation", output=plain.output)
         for step, net in networks.items()
     }
     both = {"whole": plain.model, "sub-model": model}
