@@ -66,6 +66,11 @@ EARLY = [
     ("neurons convnet --num-classes 0", ["--num-classes"]),
     ("neurons convnet --model-argument widht=2", ["'widht'", "width=1.0"]),
     ("neurons convnet --seed 99999999999999999999", ["--seed"]),
+    ("groups {standard} --outside 1", ["--outside must be in [0, 1)"]),
+    ("groups {standard} --count 0", ["--count"]),
+    ("groups {standard} --metric tailor", ["'tailor'", "Did you mean 'taylor'?"]),
+    (f"{SLICE} --strategy by-group --outside -1", ["--outside must be in [0, 1)"]),
+    (f"{SLICE} --outside 0.3", ["--outside plays no part"]),
     (f"{SLICE} --theta 0", ["--theta must be in (0, 1]"]),
     (f"{SLICE} --slope -1", ["--slope", "at least 0"]),
     (f"{SLICE} --strategy per-class --neuron-fraction 2", ["--neuron-fraction must be in (0, 1]"]),
@@ -161,6 +166,7 @@ EARLY = [
 ]
 #: Refused once the data are loaded.
 LATE = [
+    ("groups {standard} --count 11", ["--count must be 1 to 10", "got 11"]),
     ("train convnet folder:{tmp}/nowhere --out {out}", ["nowhere", "one sub-folder"]),
     ("train convnet cifar10 --out {out}", ["cifar10", "cifar-10-batches-py", "--data-dir"]),
     (f"{TRAIN} --data-option colour=1", ["colour"]),

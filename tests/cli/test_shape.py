@@ -45,7 +45,12 @@ TABLE = {
         **{name: default for name, default in OPENING.items() if name != "slices"},
         **{"by": None, "frequency_threshold": 0.9, "metric": "taylor", "samples_per_class": 256},
         **{"strategy": "reach-theta", "theta": None, "slope": None, "criterion": None, "positions": None},
-        **{"neuron_fraction": None, "tied": True, "share": 0.3, "gates": "fold", **OUT, **RUNNING},
+        **{"neuron_fraction": None, "outside": None, "tied": True, "share": 0.3, "gates": "fold", **OUT, **RUNNING},
+    },
+    "groups": {
+        **SOURCE,
+        **{name: default for name, default in OPENING.items() if name != "slices"},
+        **{"metric": "taylor", "samples_per_class": 256, "outside": 0.5, "count": None, **RUNNING},
     },
     "extract": {
         **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": None, "gates": "fold"},

@@ -24,7 +24,7 @@ FEW = ("--samples-per-class", 20)
 def test_slices_by_contribution_are_those_that_python_finds(torchslice, standard, copy_of, strategy):
     folder, rule = copy_of(standard), {"theta": 0.8, "positions": "mean"}
     if strategy != "reach-theta":
-        rule = {"neuron_fraction": 0.3}
+        rule = {"outside": 0.2} if strategy == "by-group" else {"neuron_fraction": 0.3}
     options = [text for name, value in rule.items() for text in (f"--{name.replace('_', '-')}", value)]
     options += ["--strategy", strategy, "--metric", "var", *FEW, "--seed", 1]
     result = torchslice("slice", folder, *options, *CPU, "--json").json
@@ -36,10 +36,22 @@ def test_slices_by_contribution_are_those_that_python_finds(torchslice, standard
         "by": 0,
         **found.summary(),
     }
-    assert found.critical.neuron_retention < 1
+    assert min(slice_.neuron_retention for slice_ in found.values()) < 1
     stored = json.loads((folder / "slices.json").read_text())
     assert stored["found"] == json.loads(json.dumps(found.to_plain()))
     assert Run.open(folder).slices() == {**found}
+
+
+def test_groups_are_those_that_python_finds(torchslice, standard):
+    result = torchslice(
+        "groups", standard, "--metric", "var", *FEW, "--outside", 0.4, "--count", 4, *CPU, "--json"
+    ).json
+    neurons, task = neurons_of(standard)
+    scores = ts.semantic.contributions(neurons, task, metric="var", samples_per_class=20, progress=False)
+    found = ts.semantic.groups(neurons, scores, outside=0.4, count=4)
+    assert {**found.to_plain(), "source": str(standard), "metric": "var", "outside": 0.4} == result
+    text = torchslice("groups", standard, *FEW, *CPU).out
+    assert "semantic groups of" in text and "Next:  torchslice slice" in text and "--strategy by-group" in text
 
 
 def test_slices_by_gates_and_their_report(torchslice, gates, copy_of):

@@ -24,6 +24,7 @@ COMMANDS = {
     "neurons": "Show which neurons of a model can be cut, which hang together, and what is pinned and why.",
     "train": "Train a network so that it can be cut, or the usual way; the same command goes on where it stopped.",
     "slice": "Find the slice of every class in a trained network.",
+    "groups": "Show what a network shares: sets of classes, with the neurons of all layers that serve just them.",
     "extract": "Cut the sub-model of some classes out of a trained network and save it as one file.",
     "restructure": "Compress a network: keep its critical neurons, then remove more and retrain, step by step.",
     "readapt": "Adapt a network to new samples of its classes by training its critical neurons only.",

@@ -13,7 +13,7 @@ from ..errors import TorchsliceError
 from ..find import gates as gated_slices
 from ..find import semantic
 from ..find.gates import GatedModel
-from ..find.semantic import METRICS, PerClass, PerLayer, ReachTheta
+from ..find.semantic import METRICS, ByGroup, PerClass, PerLayer, ReachTheta
 from ..runs.run import SHARE, Run, prefixes
 from ..runs.slicefile import SliceFile, digest_of_model
 from ..runs.source import Opening, Source
@@ -22,7 +22,7 @@ from ..tables import percent
 from . import common
 from .options import Part, field_help
 
-STRATEGIES = {"reach-theta": ReachTheta, "per-class": PerClass, "per-layer": PerLayer}
+STRATEGIES = {"reach-theta": ReachTheta, "per-class": PerClass, "per-layer": PerLayer, "by-group": ByGroup}
 
 
 class By(StrEnum):
@@ -39,6 +39,7 @@ class StrategyName(StrEnum):
     reach_theta = "reach-theta"
     per_class = "per-class"
     per_layer = "per-layer"
+    by_group = "by-group"
 
 
 #: What an option needs to play a part: another one, and its values.
@@ -92,13 +93,16 @@ def slice(
     samples_per_class: Annotated[int, typer.Option(min=1, help="contribution: training samples per class.")] = 256,
     strategy: Annotated[
         StrategyName,
-        typer.Option(help="contribution: reach theta, or a fraction per class or per layer."),
+        typer.Option(
+            help="contribution: reach theta, a fraction per class or per layer, or the semantic groups of a class."
+        ),
     ] = StrategyName.reach_theta,
     theta: Annotated[float | None, _of("theta")] = None,
     slope: Annotated[float | None, _of("slope")] = None,
     criterion: Annotated[str | None, _of("criterion")] = None,
     positions: Annotated[str | None, _of("positions")] = None,
     neuron_fraction: Annotated[float | None, _of("neuron_fraction")] = None,
+    outside: Annotated[float | None, _of("outside")] = None,
     tied: Annotated[
         bool, typer.Option("--tied/--untied", help="contribution: choose neurons that leave together as one.")
     ] = True,
@@ -164,18 +168,18 @@ def slice(
         SliceFile(out).write(slices, digest_of_model(opened.model), about)
     elif run is not None:
         run.keep_slices(slices, about)
-    common.emit(result, f"{found}\n{_next(opened, opening, out)}", as_json=as_json)
+    words = [*words_of(opened, opening), *([] if out is None else ["--slices", out])]
+    pair = ",".join(opened.task.classes[:2])
+    step = common.next_step("extract", *words, "--classes", pair, "--out", "part.safetensors")
+    common.emit(result, f"{found}\n{step}", as_json=as_json)
 
 
-def _next(opened: Source, opening: Opening, out: Path | None) -> str:
-    """Return the line that says how to go on with the slices."""
+def words_of(opened: Source, opening: Opening) -> list[str]:
+    """Return the words that open a source again."""
     words = [opened.name]
     if opened.run is None:
         words += opened.data
         words += [] if opening.weights is None else ["--weights", str(opening.weights)]
         words += [word for text in opening.model_argument or () for word in ("--model-argument", text)]
         words += ["--allow-import"] if opening.allow_import else []
-    words += [] if out is None else ["--slices", str(out)]
-    return common.next_step(
-        "extract", *words, "--classes", ",".join(opened.task.classes[:2]), "--out", "part.safetensors"
-    )
+    return words

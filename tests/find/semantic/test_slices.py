@@ -10,8 +10,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torchslice as ts
@@ -21,6 +19,7 @@ from tests.nets import Tiny, lively, stripes, tiny_task
 from torchslice import TorchsliceError
 from torchslice.cut.extract import masked
 from torchslice.find.semantic import (
+    ByGroup,
     Contributions,
     PerClass,
     PerLayer,
@@ -32,7 +31,6 @@ from torchslice.find.semantic import (
     grams,
     similarity,
 )
-from torchslice.find.semantic.strategies import groups_of, jaccard, tree
 from torchslice.graph.neurons import Neurons
 
 TASK = stripes()
@@ -152,12 +150,6 @@ def test_one_similarity_gives_the_slices_of_every_theta_and_metric(neurons, scor
 def test_nothing_shrinks_on_the_way(found):
     for name, one in found.items():
         assert one <= found.critical and not one.empty_layers(), name
-    for layer, groups in found.groups.items():
-        assert sorted(name for group in groups for name in group.classes) == sorted(TASK.classes)
-        for group in groups:
-            assert group.slice <= found.critical and all(found[name] <= group.slice for name in group.classes)
-        assert torch.equal(found.overlap[layer], jaccard(torch.stack([one[layer] for one in found.values()])))
-        assert found.linkage[layer].shape == (2, 4)
 
 
 def test_a_union_that_is_unlike_the_layer_on_all_classes_together_is_completed():
@@ -188,7 +180,7 @@ def test_fractions_by_class_and_by_layer(scores, fraction):
         count = max(1, round(fraction * width))
         for row, slice_ in zip(scores["taylor"][layer], ours.values(), strict=True):
             assert slice_[layer].sum() == count and slice_[layer][row.argmax()]
-        assert one.critical[layer].sum() == count and len(one.groups[layer]) == 1
+        assert one.critical[layer].sum() == count
         assert one.critical[layer][scores["taylor"][layer].sum(0).argmax()]
     assert set(one.values()) == {one.critical}
     assert ours.critical == ours["red"] | ours["green"] | ours["blue"]
@@ -198,6 +190,7 @@ def test_fractions_by_class_and_by_layer(scores, fraction):
 STRATEGIES = [
     *(ReachTheta(0.9), ReachTheta(0.99), ReachTheta(0.9, slope=0.0), ReachTheta(0.9, criterion="mass")),
     *(ReachTheta(0.9, positions="mean"), PerClass(0.5), PerLayer(0.5), PerLayer(0.25)),
+    *(ByGroup(), ByGroup(0.1)),
 ]
 
 
@@ -300,7 +293,7 @@ def test_tokens_are_positions():
 # -- the result --------------------------------------------------------------------------------------------------------
 def test_the_slices_are_a_mapping_and_used_like_any_other(neurons, found):
     assert list(found) == list(TASK.classes) and len(found) == 3 and dict(found)["red"] == found["red"]
-    for slice_ in (*found.values(), found.critical, found.groups["conv2"][0].slice):
+    for slice_ in (*found.values(), found.critical):
         small, held = ts.extract(neurons, slice_, classes=[0, 2]), masked(neurons, slice_)
         torch.testing.assert_close(small(TASK.example), held(TASK.example)[:, [0, 2]])
     assert found["red"].neuron_retention < 1
@@ -350,41 +343,3 @@ def test_contributions_of_something_else_are_refused(neurons, scores):
         class_slices(neurons, TASK, scores, **QUIET)
     with pytest.raises(TorchsliceError, match="batch_size must be at least 1, got 0"):
         similarity(neurons, TASK, scores, batch_size=0, **QUIET)
-
-
-# -- groups of classes -------------------------------------------------------------------------------------------------
-@st.composite
-def several_masks(draw: st.DrawFn) -> Tensor:
-    classes, width = draw(st.integers(1, 6)), draw(st.integers(1, 8))
-    row = st.lists(st.booleans(), min_size=width, max_size=width)
-    return torch.tensor(draw(st.lists(row, min_size=classes, max_size=classes)))
-
-
-@given(several_masks())
-def test_overlap_is_jaccard_of_every_pair(masks):
-    for i, row in enumerate(jaccard(masks).tolist()):
-        for j, value in enumerate(row):
-            a, b = (set(masks[k].nonzero().flatten().tolist()) for k in (i, j))
-            assert value == pytest.approx(len(a & b) / len(a | b) if a | b else 1)
-
-
-def test_groups_by_hand():
-    overlaps = torch.tensor([[1, 0.9, 0.2, 0.3], [0.9, 1, 0.4, 0.1], [0.2, 0.4, 1, 0.5], [0.3, 0.1, 0.5, 1]])
-    linkage = tree(overlaps)
-    # 0 and 1 at 0.1, 2 and 3 at 0.5, all at the mean of 0.8, 0.7, 0.6, 0.9
-    assert linkage[:, 2].tolist() == pytest.approx([0.1, 0.5, 0.75]) and linkage[:, 3].tolist() == [2, 2, 4]
-    assert groups_of(linkage) == [[0, 1], [2, 3]]
-    assert groups_of(linkage, cut=0.6) == [[0, 1], [2], [3]]
-    assert groups_of(linkage, cut=0.1) == [[0, 1, 2, 3]]
-    assert groups_of(tree(torch.ones(1, 1))) == [[0]]
-
-
-@given(several_masks())
-def test_groups_hold_every_class_once_in_order(masks):
-    groups = groups_of(tree(jaccard(masks)))
-    assert sorted(label for group in groups for label in group) == list(range(len(masks)))
-    assert groups == sorted(groups) and all(group == sorted(group) for group in groups)
-    for group in groups:  # average linkage joins as long as the mean overlap is at least a half
-        for other in groups:
-            if group is not other and len(group) == len(other) == 1:
-                assert jaccard(masks)[group[0], other[0]] < 0.5

@@ -2,12 +2,16 @@
 
 from .contributions import Contributions, contributions
 from .grams import Similarity, similarity
+from .groups import Group, Groups, check_count, groups
 from .metrics import METRICS, Metric
-from .strategies import PerClass, PerLayer, ReachTheta, SemanticSlices, Strategy, class_slices
+from .strategies import ByGroup, PerClass, PerLayer, ReachTheta, SemanticSlices, Strategy, class_slices
 
 __all__ = [
     "METRICS",
+    "ByGroup",
     "Contributions",
+    "Group",
+    "Groups",
     "Metric",
     "PerClass",
     "PerLayer",
@@ -15,7 +19,9 @@ __all__ = [
     "SemanticSlices",
     "Similarity",
     "Strategy",
+    "check_count",
     "class_slices",
     "contributions",
+    "groups",
     "similarity",
 ]

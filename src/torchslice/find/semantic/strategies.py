@@ -1,4 +1,4 @@
-"""How critical neurons are chosen by their contributions, three strategies with one interface, and what they find.
+"""How critical neurons are chosen by their contributions, four strategies with one interface, and what they find.
 
 Shapes: C classes, N neurons of a layer.
 """
@@ -8,40 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 import torch
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from ...data import Task
 from ...errors import TorchsliceError
 from ...graph.neurons import Neurons
 from ...registry import unknown
-from ...slices import Slice, union
+from ...slices import Slice
 from ...tables import percent, table
 from .contributions import Contributions, contributions
 from .grams import POSITIONS, Similarity, similarity
+from .groups import OUTSIDE, check_outside, find_groups
 from .selection import complete, first_to_reach, in_order, prefix_cka, prefix_mass, top_fraction
 
 CRITERIA = ("cka", "mass")
 LEAST = 1e-3  # of theta in a layer
-CUT = 0.5  # classes share a group as long as their critical neurons overlap by so much on average
-ROUNDING = 1e-9  # by which an overlap may miss that
 
 Scores = Mapping[str, Tensor]  # {layer: contributions [C, N]}
 Masks = dict[str, Tensor]  # {layer: critical neurons of the classes, bool [C, N]}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Classes whose critical neurons in a layer overlap, and the union of their slices."""
-
-    classes: tuple[str, ...]
-    slice: Slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,28 +61,6 @@ class SemanticSlices(Mapping[str, Slice]):
     def __len__(self) -> int:
         return len(self.slices)
 
-    @cached_property
-    def overlap(self) -> dict[str, Tensor]:
-        """Jaccard overlaps of the classes' critical neurons in every layer, {layer: float64 [C, C]}."""
-        return {layer: jaccard(torch.stack([s[layer] for s in self.values()])) for layer in self.critical.layers}
-
-    @cached_property
-    def linkage(self) -> dict[str, Tensor]:
-        """The tree of the classes in every layer, {layer: float64 [C - 1, 4]}.
-
-        Each row is a merger as scipy writes it: the two clusters, their distance, and the number of classes in both.
-        """
-        return {layer: tree(overlaps) for layer, overlaps in self.overlap.items()}
-
-    @cached_property
-    def groups(self) -> dict[str, tuple[Group, ...]]:
-        """The semantic groups of every layer, which the tree gives."""
-        found, classes = {}, tuple(self)
-        for layer, linkage in self.linkage.items():
-            names = [tuple(classes[label] for label in members) for members in groups_of(linkage)]
-            found[layer] = tuple(Group(group, union(self[name] for name in group)) for group in names)
-        return found
-
     def summary(self) -> dict[str, Any]:
         """Return how the slices were found, and the neuron retention of each, as JSON-able data."""
         strategy = {"strategy": type(self.strategy).__name__, **asdict(self.strategy)}
@@ -107,53 +74,25 @@ class SemanticSlices(Mapping[str, Slice]):
             **self.summary(),
             "classes": {name: slice_.to_plain() for name, slice_ in self.items()},
             "critical": self.critical.to_plain(),
-            "groups": {layer: [list(group.classes) for group in groups] for layer, groups in self.groups.items()},
-            "overlap": {layer: found.tolist() for layer, found in self.overlap.items()},
-            "linkage": {layer: found.tolist() for layer, found in self.linkage.items()},
         }
 
     def __repr__(self) -> str:
         kept, rows = [slice_.neuron_retention for slice_ in self.values()], []
         for layer, width in self.critical.layers.items():
             mean = fmean(int(slice_[layer].sum()) for slice_ in self.values())
-            rows.append((layer, width, int(self.critical[layer].sum()), f"{mean:.1f}", len(self.groups[layer])))
+            rows.append((layer, width, int(self.critical[layer].sum()), f"{mean:.1f}"))
         spread = f"{percent(fmean(kept))} ({percent(min(kept))} to {percent(max(kept))})"
         last = f"class slices keep {spread} of the neurons, all together {percent(self.critical.neuron_retention)}"
-        columns = ("layer", "neurons", "critical", "mean of classes", "groups")
+        columns = ("layer", "neurons", "critical", "mean of classes")
         return "\n".join([f"{self.strategy} by {self.metric}", table(columns, rows), last])
-
-
-def jaccard(masks: Tensor) -> Tensor:
-    """Return the Jaccard overlaps |a & b| / |a | b| of the rows of masks, bool [C, N] -> float64 [C, C] in [0, 1]."""
-    both = masks.double() @ masks.double().T
-    sizes = masks.sum(1)
-    either = sizes[:, None] + sizes - both
-    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
-
-
-def tree(overlaps: Tensor) -> Tensor:
-    """Cluster classes by average linkage of the distance 1 - overlap: float64 [C, C] -> mergers [C - 1, 4]."""
-    if len(overlaps) == 1:
-        return torch.zeros(0, 4, dtype=torch.float64)
-    return torch.from_numpy(hierarchy.linkage(squareform((1 - overlaps).numpy(), checks=False), "average"))
-
-
-def groups_of(linkage: Tensor, cut: float = CUT) -> list[list[int]]:
-    """Cut a tree [C - 1, 4] where the mean overlap falls below `cut`: classes by group, in the order of the classes."""
-    if len(linkage) == 0:
-        return [[0]]
-    members: dict[int, list[int]] = {}
-    for label, group in enumerate(hierarchy.fcluster(linkage.numpy(), 1 - cut + ROUNDING, "distance")):
-        members.setdefault(int(group), []).append(label)
-    return list(members.values())
 
 
 @dataclass(frozen=True)
 class Strategy:
     """A way to choose critical neurons. Every class gets at least one neuron of every layer.
 
-    NeuSemSlice (arXiv 2407.20281) names three slicers: semantic (`ReachTheta`), category-wise (`PerClass`) and global
-    (`PerLayer`). How much is enough, and how classes are joined, are definitions of torchslice.
+    NeuSemSlice (arXiv 2407.20281) names three slicers: semantic (`ReachTheta`, `ByGroup`), category-wise (`PerClass`)
+    and global (`PerLayer`). How much is enough, and how classes are joined, are definitions of torchslice.
     """
 
     def __post_init__(self) -> None:
@@ -264,6 +203,27 @@ class PerLayer(Strategy):
 
     def per_class(self, scores: Scores) -> Masks:
         return {layer: top_fraction(of.mean(0), self.neuron_fraction).expand(of.shape) for layer, of in scores.items()}
+
+
+@dataclass(frozen=True)
+class ByGroup(Strategy):
+    """The neurons of the semantic groups that serve a class, see `groups`.
+
+    Attributes:
+        outside: in [0, 1): what a neuron may contribute to others, of what it contributes to the classes it serves.
+    """
+
+    outside: float = OUTSIDE
+
+    def __post_init__(self) -> None:
+        check_outside(self.outside)
+
+    def per_class(self, scores: Scores) -> Masks:
+        classes = len(next(iter(scores.values())))
+        _, sets, serves = find_groups(scores, self.outside, classes)
+        none = torch.zeros(1, classes, dtype=torch.bool)  # is what an unused neuron, set -1, serves
+        served = {layer: torch.cat([sets, none])[of].T for layer, of in serves.items()}  # [C, N]
+        return {layer: mask | top_fraction(scores[layer], LEAST / mask.shape[1]) for layer, mask in served.items()}
 
 
 def class_slices(
