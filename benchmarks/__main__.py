@@ -14,7 +14,20 @@ from torchslice.registry import unknown
 
 from .experiment import SCALES
 
-NAMES = ("mwt", "recipe", "reuse", "slicing", "speed", "restructure", "readapt", "extend", "text", "vit", "conformance")
+NAMES = (
+    "mwt",
+    "recipe",
+    "reuse",
+    "slicing",
+    "speed",
+    "restructure",
+    "readapt",
+    "extend",
+    "replace",
+    "text",
+    "vit",
+    "conformance",
+)
 ATTACKS = ("fuzz", "kills", "threads", "long")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import TorchsliceError
     from .find import gates, semantic, subtasks
     from .graph.find import find_neurons
-    from .maintain import extend, readapt, restructure
+    from .maintain import compose, extend, readapt, replace, restructure
     from .slices import Slice
     from .submodel import reuse
     from .training import Training, accuracy, finetune, fit
@@ -29,7 +29,7 @@ _HOMES = {
     ".cut.extract": ("extract", "masked", "retention"),
     ".training": ("Training", "accuracy", "finetune", "fit"),
     ".submodel": ("reuse",),
-    ".maintain": ("extend", "readapt", "restructure"),
+    ".maintain": ("compose", "extend", "readapt", "replace", "restructure"),
     ".artefact": ("export", "load", "save"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -40,6 +40,7 @@ __all__ = [
     "TorchsliceError",
     "Training",
     "accuracy",
+    "compose",
     "data",
     "export",
     "extend",
@@ -53,6 +54,7 @@ __all__ = [
     "masked",
     "models",
     "readapt",
+    "replace",
     "restructure",
     "retention",
     "reuse",

@@ -3,10 +3,12 @@
 from ..training import Accuracy, Cost, Latency, accuracy, accuracy_of, confusion, cost, latency, latency_ms, predict
 from .baselines import random_like, reinitialised
 from .calibrate import best_temperature, calibrate, calibration_error
+from .outside import SCORES, auroc, false_positive_rate, features, nearest, threshold
 from .recalibrate import recalibrate, try_recalibration
 from .stages import STAGES, Stage, Stages, evaluate_stages
 
 __all__ = [
+    "SCORES",
     "STAGES",
     "Accuracy",
     "Cost",
@@ -15,17 +17,22 @@ __all__ = [
     "Stages",
     "accuracy",
     "accuracy_of",
+    "auroc",
     "best_temperature",
     "calibrate",
     "calibration_error",
     "confusion",
     "cost",
     "evaluate_stages",
+    "false_positive_rate",
+    "features",
     "latency",
     "latency_ms",
+    "nearest",
     "predict",
     "random_like",
     "recalibrate",
     "reinitialised",
+    "threshold",
     "try_recalibration",
 ]

@@ -1,5 +1,6 @@
-"""Maintenance of trained networks: restructure, readapt and extend, by training or keeping the neurons of a slice."""
+"""Maintenance of trained networks: by training, keeping, replacing or removing the neurons of a slice."""
 
+from .compose import Composition, compose, replace
 from .extend import check_extending, check_extension, extend, settle
 from .partial import Computed, Partial
 from .pruning import PRUNING
@@ -9,6 +10,7 @@ from .tasks import Extended
 
 __all__ = [
     "PRUNING",
+    "Composition",
     "Computed",
     "Extended",
     "Partial",
@@ -18,8 +20,10 @@ __all__ = [
     "check_readapting",
     "check_restructuring",
     "check_samples",
+    "compose",
     "extend",
     "readapt",
+    "replace",
     "restructure",
     "settle",
     "top_by_score_per_parameter",

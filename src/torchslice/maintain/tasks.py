@@ -209,10 +209,11 @@ class Extended(Outcome):
         return "\n".join([*([super().__str__()] if self.log else []), *tasks])
 
 
-def best_bias(known: Tensor, new: Tensor, labels: Tensor) -> tuple[float, float]:
+def best_bias(known: Tensor, new: Tensor, labels: Tensor, *, least: float = 0.0) -> tuple[float, float]:
     """Find what to add to the new classes' logits, and the accuracy it gives, the mean over known and new samples.
 
-    `known` and `new` are logits [n, C] and [n, k], labels int64 [n] in 0..C + k - 1, of both kinds.
+    `known` and `new` are logits [n, C] and [n, k], labels int64 [n] in 0..C + k - 1, of both kinds. The accuracy on
+    known samples is `least` or more, if there is a bias with which it is.
     """
     is_new = labels >= known.shape[1]
     if is_new.all() or not is_new.any():
@@ -224,7 +225,9 @@ def best_bias(known: Tensor, new: Tensor, labels: Tensor) -> tuple[float, float]
     as_new = (correct_new * weight)[order].cumsum(0)  # [n]
     as_known = (correct_known * weight)[order]
     zero = as_new.new_zeros(1)
-    score = torch.cat([zero, as_new]) + as_known.sum() - torch.cat([zero, as_known.cumsum(0)])  # [n + 1]
+    known_left = as_known.sum() - torch.cat([zero, as_known.cumsum(0)])  # [n + 1]
+    score = torch.cat([zero, as_new]) + known_left
     edges = torch.cat([margin[:1] - 1, margin, margin[-1:] + 1])
-    best = int((score * (edges[1:] > edges[:-1])).argmax())
+    allowed = (edges[1:] > edges[:-1]) & (2 * known_left >= least - 1e-9)
+    best = int((score * allowed).argmax())
     return float((edges[best] + edges[best + 1]) / 2), float(score[best])
