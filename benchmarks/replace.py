@@ -54,7 +54,8 @@ COMPOSED = {
     "control: one network": "one network trained on all classes, as long as both",
     "data set known": "each image answered by the part of its data set",
 }
-Make = Callable[[], tuple[Tensor, Cost]]  # returns test logits, and what it costs to answer
+Answers = tuple[Tensor, Cost]  # test logits, and what it costs to make them
+Make = Callable[[], Answers]
 SCORES = (*judge.SCORES, "nearest features")
 
 
@@ -98,8 +99,8 @@ class Settings(Scale):
 
 
 CPU = (
-    Weak("cifar10", "lenet", 1.0, epochs=12, train_images=30_000),
-    Pair("mnist", "lenet", 1.0, epochs=5, train_images=20_000),
+    Weak("cifar10", "lenet", 1.0, epochs=12, train_images=15_000, validation_images=2_500),
+    Pair("mnist", "lenet", 1.0, epochs=5, train_images=10_000, validation_images=2_500),
 )
 PAPER = (
     Weak("cifar10", "lenet", 1.0, epochs=60, few_epochs=4, strong_width=1.0, strong_epochs=12),
@@ -130,10 +131,22 @@ class Replacing(Part):
 
     def train(self, folder: str, name: str, width: float, task: Task, **options: Any) -> Neurons:
         """Train a network on a task, or read what was trained before."""
-        self.note(folder)
-        model = make_model(name, task, {"width": width}, seed=self.seed)
-        ts.fit(model, task, replace(self.training, **options), folder=self.folder / folder)
-        return neurons_of(model.eval(), task)
+        if folder not in self.made:
+            self.note(folder)
+            model = make_model(name, task, {"width": width}, seed=self.seed)
+            ts.fit(model, task, replace(self.training, **options), folder=self.folder / folder)
+            self.made[folder] = neurons_of(model.eval(), task)
+        return self.made[folder]
+
+    @cached_property
+    def made(self) -> dict[str, Neurons]:
+        """The networks that were made, by name."""
+        return {}
+
+    @cached_property
+    def seen(self) -> dict[nn.Module, Answers]:
+        """What they were asked."""
+        return {}
 
     # -- replacing ------------------------------------------------------------------------------------------------
     def replaced(self, cells: Cells) -> Iterator[dict[str, Any]]:
@@ -148,18 +161,26 @@ class Replacing(Part):
         """Yield each arm and what makes its test logits, and says what it costs."""
         weak = cache(partial(self.weak, kind, name))
 
-        def replaced(budget: float) -> nn.Module:
-            return ts.replace(weak(), {name: self.part(name, budget)}, self.task).model
+        def replaced(budget: float) -> Answers:
+            part = self.part(name, budget)
+            return self.joined(ts.replace(weak(), {name: part}, self.task).model, weak(), part)
 
-        yield "weak network", None, lambda: self.asked(weak().model)
-        yield "control: calibration alone", None, lambda: self.alone(weak(), name)
+        def layer(budget: float) -> Answers:
+            part = self.part(name, budget)
+            return self.joined(self.layer(weak(), part), weak(), part)
+
+        def alone() -> Answers:
+            logits, _ = self.joined(ts.replace(weak(), {name: weak()}, self.task).model, weak())
+            return logits, cost(weak().model, self.task.example)  # a layer more costs next to nothing
+
+        yield "weak network", None, lambda: self.asked(weak())
+        yield "control: calibration alone", None, alone
         for budget in self.settings.budgets:
-            yield "replaced", budget, partial(lambda budget: self.asked(replaced(budget)), budget)
-            whole = partial(lambda budget: self.asked(self.layer(weak(), self.part(name, budget))), budget)
-            yield "control: whole calibration layer", budget, whole
+            yield "replaced", budget, partial(replaced, budget)
+            yield "control: whole calibration layer", budget, partial(layer, budget)
         yield "control: ensemble", None, lambda: self.ensemble(weak(), self.strong)
-        yield "control: retrained", None, lambda: self.asked(self.retrained.model)
-        yield "strong network", None, lambda: self.asked(self.strong.model)
+        yield "control: retrained", None, lambda: self.asked(self.retrained)
+        yield "strong network", None, lambda: self.asked(self.strong)
 
     def weak(self, kind: str, name: str) -> Neurons:
         """Train a weak network."""
@@ -169,7 +190,7 @@ class Replacing(Part):
         if kind == "damaged":
             own = task.train.labels == task.class_indices([name])[0]
             left, _ = hold_out(task.train.take(own), 0.9, seed=self.seed)
-            task, epochs = replace(task, train=task.train.take(~own).join(left)), network.epochs // 2
+            task, epochs = replace(task, train=task.train.take(~own).join(left)), max(1, network.epochs // 3)
             folder = f"{kind}-{name}"
         return self.train(folder, network.model, network.width, task, epochs=epochs, learning_rate=network.rate)
 
@@ -190,26 +211,29 @@ class Replacing(Part):
 
     def part(self, name: str, budget: float) -> Neurons:
         """Cut the neurons that contribute most to a class out of the strong network, and tune them."""
-        (label,) = self.task.class_indices([name])
-        ranking = by_mean_score({layer: of[label : label + 1] for layer, of in self.scores.items()})
-        small = ts.extract(self.strong, fit_budget(self.strong, ranking, mac_retention=budget))
         path = self.folder / f"part-{name}-{budget:g}.safetensors"
-        if path.is_file():
-            return neurons_of(ts.load(path).model, self.task)
-        self.note(path.stem)
-        training = replace(self.training, epochs=self.settings.tuning_epochs)
-        tuned = ts.finetune(judge.recalibrate(small, self.task, seed=self.seed), self.task, training).model
-        ts.save(tuned, path)
-        return neurons_of(tuned, self.task)
+        if not path.is_file():
+            self.note(path.stem)
+            label = self.task.classes.index(name)
+            ranking = by_mean_score({layer: of[label : label + 1] for layer, of in self.scores.items()})
+            small = ts.extract(self.strong, fit_budget(self.strong, ranking, mac_retention=budget))
+            training = replace(self.training, epochs=self.settings.tuning_epochs)
+            recalibrated = judge.recalibrate(small, self.task, samples=2000, seed=self.seed)
+            ts.save(ts.finetune(recalibrated, self.task, training).model, path)
+        if path.stem not in self.made:
+            self.made[path.stem] = neurons_of(ts.load(path).model, self.task)
+        return self.made[path.stem]
 
-    def asked(self, model: nn.Module) -> tuple[Tensor, Cost]:
-        """Return what a network answers to the test images, and what it costs."""
-        return judge.predict(model, self.task), cost(model, self.task.example)
+    def asked(self, neurons: Neurons) -> Answers:
+        """Return what a network answers to the test images, and what it costs; it is asked once."""
+        if neurons.model not in self.seen:
+            self.seen[neurons.model] = judge.predict(neurons.model, self.task), cost(neurons.model, self.task.example)
+        return self.seen[neurons.model]
 
-    def alone(self, weak: Neurons, name: str) -> tuple[Tensor, Cost]:
-        """Calibrate the weak network by itself; a layer more costs next to nothing."""
-        model = ts.replace(weak, {name: weak}, self.task).model
-        return judge.predict(model, self.task), cost(weak.model, self.task.example)
+    def joined(self, model: Any, *networks: Neurons) -> Answers:
+        """Return what a composed network makes of the answers of its networks, and what it costs."""
+        logits = [self.asked(neurons)[0] for neurons in networks]
+        return model.calibration(torch.cat(logits, dim=1)).detach(), cost(model, self.task.example)
 
     def layer(self, weak: Neurons, part: Neurons) -> nn.Module:
         """Make all rows of the layer on both networks' logits anew."""
@@ -223,9 +247,9 @@ class Replacing(Part):
         start = torch.eye(count, logits.shape[1] + 1).flatten()
         return Composed(networks, likeliest(rows, start, logits, labels))
 
-    def ensemble(self, *networks: Neurons) -> tuple[Tensor, Cost]:
+    def ensemble(self, *networks: Neurons) -> Answers:
         """Return the logarithm of the mean probabilities of several networks."""
-        logits, costs = zip(*(self.asked(neurons.model) for neurons in networks), strict=True)
+        logits, costs = zip(*map(self.asked, networks), strict=True)
         both = torch.stack([of.softmax(1) for of in logits]).mean(0).log()
         return both, Cost(sum(of.parameters for of in costs), sum(of.macs for of in costs))
 

@@ -29,6 +29,8 @@ COMMANDS = {
     "restructure": "Compress a network: keep its critical neurons, then remove more and retrain, step by step.",
     "readapt": "Adapt a network to new samples of its classes by training its critical neurons only.",
     "extend": "Teach a network new classes by its non-critical neurons; those it knows are answered as before.",
+    "replace": "Let parts of other networks answer for classes that a network is weak at; its other logits stay.",
+    "compose": "Make one classifier of parts with different classes: of any parents, architectures and data sets.",
     "export": "Write a network as a program for ONNX Runtime or torch.export, compared on validation samples first.",
     "store": "Keep artefacts in a folder, find them by class, accuracy and size, share them on the Hub.",
     "evaluate": "Say what a network is worth on the test samples of its classes: accuracy, size, latency.",

@@ -60,6 +60,9 @@ NeuronFraction = Annotated[
     ),
 ]
 Metric = Annotated[str, typer.Option(metavar="NAME", help="Of contributions: avg, var, ens, taylor or deeplift.")]
+Renormalise = Annotated[
+    bool, typer.Option("--renormalise", help="Let every part normalise images as it was trained, by its mean and std.")
+]
 Classes = Annotated[str, typer.Option(metavar="A,B,...", help="Names of classes, separated by commas.")]
 
 
