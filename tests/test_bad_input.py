@@ -42,6 +42,7 @@ NEURONS: dict[str, Callable[[Given], object]] = {
     "restructure": lambda g: ts.restructure(g.neurons, g.task, g.part, param_retention=0.5, training=QUICK),
     "readapt": lambda g: ts.readapt(g.neurons, g.task, g.part, g.samples, training=QUICK),
     "extend": lambda g: ts.extend(g.neurons, g.task, g.part, training=QUICK),
+    "replace": lambda g: ts.replace(g.neurons, {"red": g.neurons}, g.task),
     "gates.attach": lambda g: ts.gates.attach(g.neurons),
     "subtasks.rank": lambda g: ts.subtasks.rank(g.neurons, g.task, progress=False),
     "subtasks.objective": lambda g: ts.subtasks.objective(g.neurons, g.rankings),

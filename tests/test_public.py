@@ -11,15 +11,16 @@ import pytest
 import torchslice
 
 NAMES = [
-    *("Slice", "TorchsliceError", "Training", "accuracy", "data", "export", "extend", "extract", "find_neurons"),
-    *("finetune", "fit", "gates", "judge", "load", "masked", "models", "readapt", "restructure", "retention", "reuse"),
-    *("save", "semantic", "subtasks"),
+    *("Slice", "TorchsliceError", "Training", "accuracy", "compose", "data", "export", "extend", "extract"),
+    *("find_neurons", "finetune", "fit", "gates", "judge", "load", "masked", "models", "readapt", "replace"),
+    *("restructure", "retention", "reuse", "save", "semantic", "subtasks"),
 ]
 MODULES = {
     "data": "Images Samples Split Stored Task hold_out joined limit load names task",
     "gates": "GatedModel attach class_slices objective report slices_from statistics",
-    "judge": "accuracy calibrate calibration_error confusion cost evaluate_stages latency_ms predict random_like "
-    "recalibrate reinitialised",
+    "judge": "accuracy auroc calibrate calibration_error confusion cost evaluate_stages false_positive_rate features "
+    "latency_ms nearest predict random_like "
+    "recalibrate reinitialised threshold",
     "models": "create names",
     "semantic": "METRICS Contributions PerClass PerLayer ReachTheta SemanticSlices class_slices contributions "
     "similarity",
@@ -28,7 +29,7 @@ MODULES = {
 
 
 def test_public_names_are_frozen_and_few():
-    assert torchslice.__all__ == NAMES and len(NAMES) <= 24
+    assert torchslice.__all__ == NAMES and len(NAMES) <= 28
     assert set(dir(torchslice)) == {*NAMES, "__version__"}
 
 

@@ -24,6 +24,9 @@ from benchmarks import (
     text,
     vit,
 )
+from benchmarks import (
+    replace as replacing,
+)
 from benchmarks.experiment import Benchmark
 from benchmarks.superclasses import SUPERCLASSES
 from torchslice import TorchsliceError, models
@@ -271,6 +274,24 @@ def test_extend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first["task 2"] is None and second["task 1"] == first["task 1"] and second["task 2"] is not None
     assert second["neuron_retention"] >= first["neuron_retention"]
     assert all(arm in page for arm in extend.ARMS) and "in 6 of 6 cases" in page and "## convnet on digits" in page
+
+
+def test_replace(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run, pair), page = smoke(replacing.BENCHMARK, monkeypatch)
+    found = {(row["weak"], row["arm"]): row for row in run["replaced"]}
+    assert set(found) == {(kind, arm) for kind in replacing.WEAK for arm in replacing.ARMS}
+    for kind in replacing.WEAK:
+        weak, part, ours = (found[kind, arm] for arm in ("weak network", "strong network", "replaced"))
+        assert ours["own"] > weak["own"] and weak["macs"] < ours["macs"] < weak["macs"] + 0.6 * part["macs"]
+        assert found[kind, "control: ensemble"]["macs"] == weak["macs"] + part["macs"]
+    arms = {row["arm"]: row for row in pair["composed"]}
+    assert list(arms) == [*replacing.COMPOSED]
+    assert arms["composed"]["accuracy"] <= arms["data set known"]["accuracy"] + 0.05
+    for arm, row in arms.items():
+        known = [row[f"{figure}, {score}"] for figure in ("auroc", "fpr") for score in replacing.SCORES]
+        missing = len(known) if arm == "data set known" else 0 if arm == "composed" else 2
+        assert known.count(None) == missing and all(0 <= value <= 1 for value in known if value is not None)
+    assert page.count("| replaced, 50% of the strong network |") == 3 and "| composed |" in page
 
 
 def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,3 +89,31 @@ def test_extending_twice(name: str) -> None:
     assert twice.classes == (*task.classes, "eel", "fox")
     assert torch.equal(predict(twice.network(0), task), predict(once.network(0), task))
     assert not plan(twice.neurons, twice.neurons.full()).held
+
+
+@NAMES
+def test_replacing_leaves_the_other_logits_alone(name: str, tmp_path) -> None:
+    neurons, task = trained(name)
+    before = state(neurons.model)
+    made = ts.replace(neurons, {"bee": neurons}, sealed(task))
+    logits, was = predict(made.model, task), predict(neurons.model, task)
+    assert torch.equal(logits[:, [0, 2, 3]], was[:, [0, 2, 3]]) and not torch.equal(logits, was)
+    ts.save(made, tmp_path / "better.safetensors")
+    again = ts.load(tmp_path / "better.safetensors", allow_import=True)
+    assert torch.equal(predict(again.model, task), logits) and again.classes == task.classes
+    assert ts.export(made, tmp_path / "better.onnx", samples=next(iter(task.batches("test", 5)))[0]).difference < 1e-4
+    assert_equal(state(neurons.model), before)
+
+
+@NAMES
+def test_composing_parts_of_one_parent(name: str) -> None:
+    neurons, task = trained(name)
+    sides = [task.classes[:2], task.classes[2:]]
+    parts = [ts.extract(neurons, neurons.full(), classes=side) for side in sides]
+    made = ts.compose(
+        [ts.find_neurons(part, task.example, classes=side) for part, side in zip(parts, sides, strict=True)],
+        sealed(task),
+    )
+    assert made["composed"]["validation_accuracy"] > 0.8 and made.classes == task.classes
+    macs = {part: of.macs for part, of in made.costs.items()}
+    assert macs["together"] == macs["part 1"] + macs["part 2"] + 4 * 4

@@ -1,4 +1,4 @@
-"""torchslice restructure, readapt and extend, from every source to an artefact, as Python makes it."""
+"""The commands of maintenance, from every source to an artefact, as Python makes it."""
 
 import dataclasses
 import json
@@ -186,3 +186,37 @@ def test_a_single_class_is_learned_beside_samples_of_the_known_ones(torchslice, 
         "learned '5' alone"
     )
     torchslice("extend", path, "digits", "--classes", "6,7", "--out", tmp_path / "x").refused("learned '5' alone")
+
+
+# -- replace and compose ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("source", SOURCES)
+def test_replace_saves_what_python_makes(torchslice, sources, source, standard, tmp_path):
+    path, part = tmp_path / "new" / "better.safetensors", sources["artefact"][0]
+    words = (*sources[source], "--part", f"3={part}", "--part", f"8={part}", "--device", "cpu")
+    result = torchslice("replace", *words, "--out", path, "--json").json
+    neurons, task = neurons_of(standard)
+    strong = ts.load(part)
+    made, found = ts.replace(neurons, {"3": strong, "8": strong}, task), ts.load(path)
+    assert torch.allclose(ts.judge.predict(found.model, task), ts.judge.predict(made.model, task), atol=1e-3)
+    assert found.classes == task.classes and found.preprocessing == task.preprocessing
+    assert result["replaced"] == ["3", "8"] and result["costs"] == found.metrics["costs"]
+    text = torchslice("replace", *words, "--out", path, "--force")
+    assert "together:" in text.out and f"torchslice evaluate {path} digits" in text.out
+
+
+def test_compose_saves_what_python_makes(torchslice, standard, own, tmp_path):
+    neurons, task = neurons_of(standard)
+    files = [tmp_path / f"{name}.safetensors" for name in ("low", "high", "both")]
+    half = {**task.preprocessing, **{name: [task.preprocessing[name][0] / 2] for name in ("mean", "std")}}  # as dim
+    for file, classes, prepared in zip(files, ("012", "78"), (task.preprocessing, half), strict=False):
+        part = ts.extract(neurons, neurons.full(), classes=list(classes))
+        ts.save(part, file, classes=list(classes), preprocessing=prepared)
+    words = ("compose", *files[:2], "--data", "digits", "--data", f"{own}:dim", "--out", files[2])
+    torchslice(*words).refused("part 2", "mean is", "--renormalise")
+    result = torchslice(*words, "--renormalise", "--json").json
+    found = ts.load(files[2])
+    assert found.classes == tuple(result["classes"]) == tuple("01278") and found.preprocessing == task.preprocessing
+    assert ts.accuracy(found.model, task.restrict(found.classes)).overall > 0.7
+    torchslice(*words, "--renormalise").refused("exists", "--force")
+    ts.save(found.model, files[0])
+    torchslice(*words, "--renormalise", "--force").refused("low.safetensors does not name its classes")

@@ -11,6 +11,8 @@ EXTRACT = "extract {standard} --out {out} --classes"
 RESTRUCTURE = "restructure {standard} --out {out}"
 READAPT = "readapt {standard} --new digits --out {out}"
 EXTEND = "extend {five} --new digits --out {out} --neuron-fraction 0.5 --classes"
+REPLACE = "replace {standard} --out {out} --part"
+COMPOSE = "compose {whole} {whole} --out {out}"
 HALF = "--param-retention 0.5"
 #: Refused before any data is loaded.
 EARLY = [
@@ -100,6 +102,13 @@ EARLY = [
     (f"{EXTEND} 5,6 --widen 0.5", ["--widen must be above 1"]),
     (f"{EXTEND} 5,6 --widen nan", ["--widen must be above 1"]),
     ("extend {five} --new digits --out {out} --classes 5,6 --neuron-fraction 1", ["every neuron", "--widen"]),
+    ("replace {standard} --out {out}", ["--part"]),
+    (f"{REPLACE} 3", ["--part '3' must be CLASS=FILE"]),
+    (f"{REPLACE} 3={{whole}} --part 3={{whole}}", ["once for every class"]),
+    (f"{REPLACE} 3={{tmp}}/nowhere", ["no file", "nowhere"]),
+    (f"{REPLACE} 3={{file}}", ["safetensors"]),
+    (f"{COMPOSE} --data digits", ["2 files need as many data sets", "got 1"]),
+    ("compose {whole} --data digits", ["--out"]),
     # options that play no part
     (f"{TRAIN} --coupling-weight 1", ["--coupling-weight plays no part", "--method gates"]),
     (f"{TRAIN} --method standard --standard-epochs 1", ["--standard-epochs plays no part", "--method subtasks"]),
@@ -187,6 +196,9 @@ LATE = [
     (READAPT, ["no slices yet", "torchslice slice"]),
     (f"{READAPT} --new {{own}}:letters", ["'a'", "Known: 0, 1"]),
     (f"{READAPT} --param-fraction 0.3 --new {{own}}:wide", ["1x8x16", "1x8x8"]),
+    (f"{REPLACE} ten={{whole}}", ["'ten'", "Known: 0, 1"]),
+    (f"{COMPOSE} --data digits --data digits", ["class '0' is named twice"]),
+    ("compose {whole} --out {out} --data digits", ["at least two parts, got 1"]),
     (f"{EXTEND} 4,5", ["knows '4' already"]),
     (f"{EXTEND} 5", ["a single new class ('5')", "--replay"]),
     (f"{EXTEND} 5,ten", ["'ten'", "Known: 0, 1"]),

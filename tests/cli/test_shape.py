@@ -71,6 +71,14 @@ TABLE = {
         **{**SOURCE, **OPENING, **OUT, "classes": None, "new": None, "neuron_fraction": None, "metric": "taylor"},
         **{"settle": 0, "widen": None, "restart": True, "replay": 0.0, **TRAINING, "json": False},
     },
+    "replace": {
+        **{**SOURCE, **{name: x for name, x in OPENING.items() if name != "slices"}, **OUT, **RUNNING},
+        **{"part": None, "renormalise": False},
+    },
+    "compose": {
+        **{"FILE...": None, "data": None, "data_option": None, "data_dir": None, "allow_import": False},
+        **{**OUT, "renormalise": False, "seed": 0, "json": False},
+    },
     "export": {
         **{**SOURCE, **{name: x for name, x in OPENING.items() if name != "slices"}, "out": None, "force": False},
         **{"format": None, "seed": 0, "json": False},
@@ -193,7 +201,7 @@ def test_completion_of_commands_imports_nothing_heavy():
         "import atexit, sys; from torchslice.cli import main;"
         f"atexit.register(lambda: print(*(m for m in {HEAVY} if m in sys.modules))); main()"
     )
-    assert sorted(complete("re", code=code)) == ["readapt", "restructure"]
+    assert sorted(complete("re", code=code)) == ["readapt", "replace", "restructure"]
     assert complete("", code=code) == [*COMMANDS]
 
 

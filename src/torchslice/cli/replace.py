@@ -37,10 +37,12 @@ def replace(
     common.check_out(out, force=force)
     files = dict(text.rpartition("=")[::2] for text in part)
     if "" in files or len(files) < len(part):
-        raise TorchsliceError(f"part={' '.join(part)!r} must be CLASS=FILE, such as cat=cat.safetensors, once a class.")
-    parts = {name: load(file, allow_import=opening.allow_import) for name, file in files.items()}
+        raise TorchsliceError(f"part={' '.join(part)!r} must be CLASS=FILE, once for every class.")
+    loaded = {file: load(file, allow_import=opening.allow_import) for file in {*files.values()}}
     opened = opening.open(source, data, seed=seed, device=device)
-    made = maintain.replace(opened.neurons(), parts, opened.task, renormalise=renormalise)
+    made = maintain.replace(
+        opened.neurons(), {name: loaded[file] for name, file in files.items()}, opened.task, renormalise=renormalise
+    )
     save(made, out)
-    result = {"artefact": str(out), "replaced": [*parts], **made.metrics}
+    result = {"artefact": str(out), "replaced": [*files], **made.metrics}
     common.emit(result, f"{made}\n{common.next_evaluate(out, opened, opened.data)}", as_json=as_json)
