@@ -19,6 +19,7 @@ NAMES = (
     "recipe",
     "reuse",
     "slicing",
+    "semantic",
     "speed",
     "restructure",
     "readapt",

@@ -19,6 +19,7 @@ from benchmarks import (
     recipe,
     restructure,
     reuse,
+    semantic,
     slicing,
     speed,
     text,
@@ -191,6 +192,36 @@ def test_slicing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run["whole"]["validation"] > 0.3  # it has learned something that can be lost
     assert "## lenet on digits" in page and "(slicing-smoke.png)" in page
     assert all(page.count(f"| {strategy} | {metric} |") == 2 for strategy, metric in curves)
+
+
+def test_semantic(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(semantic.BENCHMARK, monkeypatch, metrics=("avg", "taylor"))
+    whole = {row["way"]: row for row in run["ways"] if row["layer"] == semantic.ALL}
+    assert list(whole) == ["avg", "taylor", *semantic.RIVALS] and len(run["ways"]) == 2 * 6 + len(whole)
+    assert all(-1 <= row[key] <= 1 for row in run["ways"] for key in ("classes", "neurons"))
+    assert abs(whole[semantic.CHANCE]["classes"]) < 0.2
+    for row in run["groups"]:
+        assert 0 < row["one"] + row["few"] + row["all"] <= 1 + 1e-9 and row["chance"] == 0.4444
+    assert all(f"| {way} |" in page for way in whole) and "(semantic-smoke.png)" in page and "On digits the" in page
+
+
+def test_families_that_are_the_superclasses_agree_with_them() -> None:
+    network = replace(semantic.SETTINGS["smoke"].networks[0], data="cifar10")
+    part = semantic.Meaning(semantic.SETTINGS["smoke"], network, load("digits"), 0, Path(), "cpu", False)
+    part = replace(
+        part,
+        task=replace(
+            part.task,
+            classes=tuple(["bird", "airplane", "cat", "ship", "deer", "truck", "dog", "frog", "horse", "automobile"]),
+        ),
+    )
+    kind = torch.tensor(part.superclasses)
+    assert kind.tolist() == [0, 1, 0, 1, 0, 1, 0, 0, 0, 1]
+    rows = torch.nn.functional.one_hot(kind).double() + 0.1
+    distance = (kind[:, None] != kind).double()
+    found = part.agreement(distance, {"x": rows.T})
+    assert found == {"classes": 1.0, "neurons": 1.0, "auc": 1.0}
+    assert semantic.apart(rows)[0, 2] < 1e-9 < 1 < semantic.apart(rows)[0, 1]
 
 
 @pytest.mark.parametrize(("scale", "networks"), [("cpu", 4), ("paper", 6)])

@@ -15,7 +15,7 @@ import torchslice as ts
 from tests.nets import Tiny, lively, stripes
 from torchslice import TorchsliceError
 from torchslice.find.semantic import ByGroup, Contributions, Groups, class_slices, contributions, groups
-from torchslice.find.semantic.groups import best_fit, families, profiles, sets_of, tree
+from torchslice.find.semantic.groups import best_fit, distances, families, profiles, sets_of, tree
 from torchslice.graph.tied import closed
 
 NAMES = ("cat", "dog", "car", "truck")
@@ -96,7 +96,7 @@ def several_profiles(draw: st.DrawFn) -> Tensor:
 
 @given(several_profiles(), st.sampled_from([0.0, 0.3, 0.5, 0.9]))
 def test_the_best_set_is_that_of_a_slow_search(rows, outside):
-    sets = sets_of(tree({"x": rows}), rows.shape[1])
+    sets = sets_of(tree(distances({"x": rows})), rows.shape[1])
     for row, chosen in zip(rows.tolist(), best_fit(rows, sets, outside).tolist(), strict=True):
         fits = []
         for inside in sets.tolist():
@@ -112,7 +112,7 @@ def test_the_best_set_is_that_of_a_slow_search(rows, outside):
 @given(several_profiles())
 def test_distances_are_those_of_correlation(rows):
     apart = rows - rows.mean(1, keepdim=True)
-    linkage = tree({"x": rows[:2], "y": rows[2:]})
+    linkage = tree(distances({"x": rows[:2], "y": rows[2:]}))
     spread = apart.std(0)
     if (spread > 1e-6).all():
         closest = (1 - torch.corrcoef(apart.T)).fill_diagonal_(9).min()

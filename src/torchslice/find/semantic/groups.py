@@ -183,7 +183,7 @@ def find_groups(scores: Mapping[str, Tensor], outside: float, count: int) -> tup
     Scores are {layer: [C, N]}; an unused neuron serves set -1.
     """
     of = profiles(scores)
-    linkage = tree(of)
+    linkage = tree(distances(of))
     sets = sets_of(linkage, count)
     serves = {layer: torch.where(rows.any(1), best_fit(rows, sets, outside), -1) for layer, rows in of.items()}
     return linkage, sets, serves
@@ -204,21 +204,25 @@ def profiles(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {layer: torch.nn.functional.normalize(of / mean, dim=0, eps=NOTHING).T for layer, of in sizes.items()}
 
 
-def tree(profiles: Mapping[str, Tensor]) -> Tensor:
-    """Join classes by the correlation over all neurons of what sets them apart: linkage float64 [C - 1, 4].
+def distances(profiles: Mapping[str, Tensor]) -> Tensor:
+    """Return 1 - correlation of the classes over all neurons, of what sets classes apart: float64 [C, C] in [0, 2].
 
-    Classes that no neuron tells apart are joined at distance 1.
+    Classes that no neuron tells apart are at distance 1.
     """
     rows = torch.cat([*profiles.values()])
-    if rows.shape[1] == 1:
-        return torch.zeros(0, 4, dtype=torch.float64)
     apart = rows - rows.mean(1, keepdim=True)
     apart -= apart.mean(0)
     covariance = apart.T @ apart  # [C, C]
     sizes = covariance.diagonal().sqrt()
     sizes = torch.where(sizes > ROUNDING * len(rows) ** 0.5, sizes, torch.inf)
-    distance = (1 - covariance / torch.outer(sizes, sizes)).clamp(0, 2).fill_diagonal_(0)
-    return torch.from_numpy(hierarchy.linkage(squareform(distance.numpy(), checks=False), "average"))
+    return (1 - covariance / torch.outer(sizes, sizes)).clamp(0, 2).fill_diagonal_(0)
+
+
+def tree(distances: Tensor) -> Tensor:
+    """Join classes at distances [C, C] by average linkage: float64 [C - 1, 4]."""
+    if len(distances) == 1:
+        return torch.zeros(0, 4, dtype=torch.float64)
+    return torch.from_numpy(hierarchy.linkage(squareform(distances.numpy(), checks=False), "average"))
 
 
 def families(linkage: Tensor, count: int) -> list[list[int]]:
