@@ -29,7 +29,7 @@ NAMES = (
     "vit",
     "conformance",
 )
-ATTACKS = ("fuzz", "kills", "threads", "long")
+ATTACKS = ("fuzz", "kills", "threads", "ranks", "long")
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +50,7 @@ def parser() -> Parser:
     made.add_argument("--out", type=Path, default=Path("results"), help="folder for pages, results and finished parts")
     made.add_argument("--seed", type=int, default=0, help="the first of the seeds")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
-    made.add_argument("--count", type=int, default=1000, help="of attacks: how many files, kills or calls")
+    made.add_argument("--count", type=int, help="of attacks: how many files, kills, calls (1000) or processes (4)")
     made.add_argument("--page-only", action="store_true", help="make page and picture from the result in --out")
     return made
 
@@ -71,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{known:<12} {(module.__doc__ or '').partition(chr(10))[0]}")
             return 0
         if name in ATTACKS:
-            if count < 1:
+            if count is not None and count < 1:
                 raise TorchsliceError(f"--count must be at least 1, got {count}.")
-            text, wrong = modules[name].run(count=count, seed=options["seed"])
+            counted = {} if count is None else {"count": count}
+            text, wrong = modules[name].run(**counted, seed=options["seed"])
             print("\n".join([text, *wrong]))
             return 1 if wrong else 0
         modules[name].BENCHMARK(scale, **options)

@@ -1,4 +1,4 @@
-"""Hostile files: mutated artefacts, runs, slices and weights are refused in one line, or load as what they say.
+"""Hostile files: mutated artefacts, runs, stores, slices, weights are refused in one line, or load as what they say.
 
 Half of the files are damaged (bits, bytes, lengths), half are forged: other plain data and tensors under a hash that
 fits. A process of its own reads them as the commands do. It may take twice the memory of an honest file, and has
@@ -36,7 +36,7 @@ from torch import Tensor
 
 import torchslice as ts
 from torchslice import TorchsliceError, data, maintain, models
-from torchslice.artefact import read_record
+from torchslice.artefact import Store, hub, read_record
 from torchslice.artefact.blueprint import describe
 from torchslice.files import digest_of
 from torchslice.graph.neurons import Neurons
@@ -71,7 +71,7 @@ def places(tree: Any) -> list[tuple[Any, Any]]:
     return [place for key in keys for place in [(tree, key), *places(tree[key])]]
 
 
-def mutate(tree: dict[str, Any], rng: random.Random) -> None:
+def mutate(tree: Any, rng: random.Random) -> None:
     """Change plain data in one place: a value, a key, a type, or two places that are swapped."""
     if not (found := places(tree)):
         return
@@ -94,7 +94,7 @@ def mutate(tree: dict[str, Any], rng: random.Random) -> None:
         container[key] = [container[key]]
 
 
-def mutated(tree: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+def mutated(tree: Any, rng: random.Random) -> Any:
     """Return plain data that was changed in one to five places."""
     changed = copy.deepcopy(tree)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
@@ -225,6 +225,28 @@ def of_run(run: Run, name: str) -> Target:
     return Target(f"run {name}", path, forge, use, hashed=True)
 
 
+def of_store(folder: Path, artefact: Path) -> Iterator[Target]:
+    """The index of a store, and an artefact in it."""
+    store, name = Store(folder), artefact.stem
+    store.add(artefact)
+    index, inside = folder / "index.json", of_artefact(store.path(name))
+
+    def use() -> Any:
+        seen = [*store.entries(), *store.search(classes=["3"], min_accuracy=0.1, max_parameters=10**6)]
+        cells = [entry.row for entry in seen]
+        assert all(len(row) == 5 and "\n" not in "".join(row) for row in cells), "a row that is no line"
+        (verified,) = store.verify()
+        if verified.problem:
+            raise TorchsliceError(verified.problem)
+        return hub.card(read_record(store.path(name)), name), inside.use()
+
+    def forge(rng: random.Random) -> bytes:
+        return json.dumps(mutated(json.loads(index.read_bytes()), rng)).encode()
+
+    yield Target("store index.json", index, forge, use)
+    yield replace(inside, name="store artefact", use=use)
+
+
 def targets(folder: Path) -> Iterator[Target]:
     """Make honest files and yield them as targets."""
     recipe = Recipe("convnet", "digits", Method(), TRAINING, {"width": 0.125}, train_limit=200)
@@ -242,6 +264,7 @@ def targets(folder: Path) -> Iterator[Target]:
     ts.save(models.create("mobilenet", 3, width=0.05), folder / "mobilenet.safetensors", classes=["a", "b", "c"])
     yield from (of_artefact(folder / f"{name}.safetensors") for name in ("pair", "mobilenet"))
     yield of_artefact(folder / "extended.safetensors", more.neurons)
+    yield from of_store(folder / "store", folder / "pair.safetensors")
     checkpoints = (f"{part}/checkpoint.safetensors" for part in ("training", "subtasks"))
     yield from (of_run(run, name) for name in ("run.json", "rankings.json", "slices.json", *checkpoints))
 
@@ -354,7 +377,7 @@ def attack(folder: str, seed: int, first: int, count: int, results: Connection) 
         target.path.write_bytes(content)
 
 
-def run(*, count: int, seed: int = 0) -> tuple[str, list[str]]:
+def run(*, count: int = 1000, seed: int = 0) -> tuple[str, list[str]]:
     """Attack with so many files; return a table of what happened, and what went wrong."""
     context = multiprocessing.get_context("spawn")
     seen: Counter[tuple[str, str]] = Counter()

@@ -172,7 +172,7 @@ def killed(line: str, start: Path, here: Path, kill_at: int, expected: dict[str,
     return f"other files than without the kill: {', '.join(odd)}" if odd else ""
 
 
-def run(*, count: int, seed: int = 0, names: Sequence[str] = tuple(COMMANDS)) -> tuple[str, list[str]]:
+def run(*, count: int = 1000, seed: int = 0, names: Sequence[str] = tuple(COMMANDS)) -> tuple[str, list[str]]:
     """Kill commands so many times, in turns; return a table of what happened, and what went wrong."""
     wrong: list[str] = []
     done: Counter[str] = Counter()

@@ -40,7 +40,7 @@ def left(model: nn.Module) -> dict[str, int]:
     }
 
 
-def run(*, count: int, seed: int = 0) -> tuple[str, list[str]]:
+def run(*, count: int = 1000, seed: int = 0) -> tuple[str, list[str]]:
     """Train and make so many sub-models; return a table over time, and what was left behind."""
     task = ts.data.load("digits").limit(train=STEPS * 12, validation=40, test=40, seed=seed)
     torch.manual_seed(seed)

@@ -65,7 +65,7 @@ VERBS: dict[str, Callable[[Neurons, ts.Slice, Path, int], Any]] = {
 }
 
 
-def run(*, count: int, seed: int = 0) -> tuple[str, list[str]]:
+def run(*, count: int = 1000, seed: int = 0) -> tuple[str, list[str]]:
     """Make so many calls from eight threads; return a table of them, and which gave another result than alone."""
     torch.manual_seed(seed)
     example = torch.randn(2, 1, 8, 8)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import torchslice as ts
-from benchmarks import fuzz, kills, long, threads
+from benchmarks import fuzz, kills, long, ranks, threads
+from torchslice import cli
 
 
 def counts(text: str) -> list[int]:
@@ -62,6 +63,25 @@ def test_eight_threads_get_what_one_gets() -> None:
 def test_a_verb_that_differs_in_threads_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "VERBS", {"infer": lambda neurons, part, folder, number: number})
     assert "another result than alone" in threads.run(count=5)[1][0]
+
+
+def test_two_processes_of_torchrun_find_what_one_does_and_a_death_ends_both(tmp_path, capsys) -> None:
+    alone, done = ranks.everything(tmp_path / "1"), ranks.launch(2, tmp_path / "2", "all")
+    parts = [torch.load(path) for path in sorted((tmp_path / "2").glob("*.pt"))]
+    assert len(parts) == 2, done.stderr
+    assert ranks.compared(parts, alone)[1] == [] and ranks.died(done) == []
+    assert cli.main([*ranks.TRAIN.split(), "--out", str(tmp_path / "2/run")]) == 2
+    assert "processes was 2, now 1" in capsys.readouterr().err
+    done.returncode, parts[1]["chosen"]["rankings"], parts[0]["read"]["report"] = 0, "others", [*range(160)]
+    parts[1]["numbers"]["gates"][0]["loss"] += 1e-5
+    wrong = [*ranks.compared(parts, alone)[1], *ranks.died(done)]
+    names = [
+        "gates: a difference of 1",
+        "rankings are others in process 1",
+        "report: of 160 samples",
+        "a killed process",
+    ]
+    assert all(line.startswith(name) for line, name in zip(wrong, names, strict=True)), wrong
 
 
 def test_thirty_sub_models_leave_nothing_behind() -> None:

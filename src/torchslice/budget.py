@@ -8,12 +8,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
+import torch
+
 from .cut.extract import extract, retention
 from .errors import TorchsliceError
 from .graph.neurons import Neurons
+from .inputs import device_of
 from .rankings import Ranking, widths
 from .slices import Slice
 from .training.costs import latency
+from .training.ranks import current_ranks
 
 SHARES = 2**12  # parts into which the widths of a network are divided
 BUDGETS = ("mac_retention", "param_retention", "latency_ms")
@@ -73,7 +77,9 @@ def fit_budget(
         """Measure what is limited."""
         if name == "latency_ms":
             small = extract(neurons, slice_, classes=classes)
-            return latency(small, neurons.example, batch_sizes=(1,))[1].median_ms
+            time = torch.tensor(latency(small, neurons.example, batch_sizes=(1,))[1].median_ms, device=device_of(small))
+            current_ranks(time.device).copy_from_first([time])  # all processes choose alike
+            return time.item()
         kept = retention(neurons, slice_, classes=classes)
         return kept.built_mac if name == "mac_retention" else kept.built_param
 

@@ -88,6 +88,12 @@ def test_the_card_of_a_class_of_ones_own_says_that_it_is_imported(tmp_path: Path
     assert "allow_import=True" in text and "Loading imports tests.nets" in text and "names are not known" in text
 
 
+@pytest.mark.parametrize("part", ["modules", "tensors", "metrics", "preprocessing"])
+def test_a_card_of_a_record_that_torchslice_did_not_write_is_refused(pets: Path, part: str) -> None:
+    with pytest.raises(TorchsliceError, match="its record is not one that torchslice writes"):
+        card({**read_record(pets), part: {"x": 1} if part in ("modules", "tensors") else "x"}, "me/pets")
+
+
 def test_a_damaged_file_is_neither_pushed_nor_pulled(hub: FakeHub, pets: Path) -> None:
     push(pets, "me/pets", client=hub)
     content = bytearray(pets.read_bytes())

@@ -66,7 +66,11 @@ def worker(rank: int, folder: str) -> None:
     (sum_over_ranks(x) ** 2).sum().backward()
     ranks = current_ranks(torch.device("cpu"))
     exchanged = {"rank": ranks.rank, "gradient": x.grad, "total": ranks.sum(x.detach().clone())}
-    torch.save({**train_all(Path(folder, "run")), **exchanged}, f"{folder}/{rank}.pt")
+    gathered = ranks.gathered(ranks.part(torch.arange(5)), 5)
+    torch.save({**train_all(Path(folder, "run")), **exchanged, "gathered": gathered}, f"{folder}/{rank}.pt")
+    elsewhere = Path(folder, "run" if rank == 0 else "not shared")
+    with pytest.raises(TorchsliceError, match="the processes find different states in .*; name a folder that all"):
+        fit(tiny_net(norm=False), tiny_task(25), replace(TRAINING, epochs=3), folder=elsewhere)
     dist.destroy_process_group()
 
 
@@ -98,6 +102,7 @@ def test_two_processes_train_and_find_exactly_what_one_does(tmp_path):
     # loss = (x0 + x1)^2 = 9; d loss / d x = 2 * 3, times 2 processes
     for rank, result in enumerate((first, second)):
         assert (result["rank"], result["total"].item(), result["gradient"].item()) == (rank, 3, 12)
+        assert result["gathered"].tolist() == [0, 1, 2, 3, 4]
     assert not wrong, wrong
 
 
@@ -106,6 +111,17 @@ def test_a_single_process_exchanges_nothing():
     assert sum_over_ranks(x) is x and Ranks().sum(x) is x
     assert current_ranks(torch.device("cpu")) == Ranks(0, 1)
     assert Ranks(1, 3).part(torch.arange(7)).tolist() == [3, 4]
+    assert Ranks(1, 3).owns(torch.arange(7)).tolist() == [False, True, False, False, True, False, False]
+    assert Ranks().gathered(x.detach(), 2).tolist() == [1, 1]
+
+
+def test_an_exchange_with_a_process_that_ended_is_one_line(monkeypatch):
+    def gone(tensor):
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(dist, "all_reduce", gone)
+    with pytest.raises(TorchsliceError, match="another process of this run has ended, so this one ends too; .*again"):
+        Ranks(0, 2).sum(torch.ones(1))
 
 
 def test_a_world_without_torchrun_is_an_error(monkeypatch):

@@ -12,7 +12,7 @@ from ..imports import import_optional
 from ..tables import percent
 from .file import read_record
 from .names import is_known
-from .store import about
+from .store import about, reading_record
 
 FILE = "torchslice.safetensors"
 KEPT = ("neuron_retention", "param_retention", "mac_retention")
@@ -62,6 +62,7 @@ def _brief(preprocessing: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {name: value if len(str(value)) < 200 else "in the file" for name, value in preprocessing.items()}
 
 
+@reading_record()
 def card(record: Mapping[str, Any], repo: str) -> str:
     """Return the model card of an artefact, Markdown: what it is for, what it costs, what it says of itself, its use.
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -185,19 +185,28 @@ class Store:
             atomic_write(self.folder / INDEX, json.dumps([asdict(entry) for entry in entries]))
 
 
-def about(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an entry says of the record of an artefact, which may hold anything."""
+@contextlib.contextmanager
+def reading_record() -> Iterator[None]:
+    """Say what is wrong with a record that `save` did not write, whatever its reader raises."""
     try:
-        shapes = [entry["shape"] for entry in record["tensors"].values() if entry["parameter"]]
-        metrics = record["metrics"] or {}
-        accuracy = metrics.get("accuracy")
-        if accuracy is None and "validation_accuracy" in metrics:
-            accuracy = metrics["validation_accuracy"].get(metrics["kept"])
-        about = {"classes": record["classes"] or [], "parameters": sum(map(math.prod, shapes)), "accuracy": accuracy}
-        return {**_checked(about), "sha256": str(record["sha256"])}
+        yield
+    except TorchsliceError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         text = f"its record is not one that torchslice writes ({type(error).__name__}: {error}); copy it once more."
         raise TorchsliceError(text) from error
+
+
+@reading_record()
+def about(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an entry says of the record of an artefact, which may hold anything."""
+    shapes = [entry["shape"] for entry in record["tensors"].values() if entry["parameter"]]
+    metrics = record["metrics"] or {}
+    accuracy = metrics.get("accuracy")
+    if accuracy is None and "validation_accuracy" in metrics:
+        accuracy = metrics["validation_accuracy"].get(metrics["kept"])
+    about = {"classes": record["classes"] or [], "parameters": sum(map(math.prod, shapes)), "accuracy": accuracy}
+    return {**_checked(about), "sha256": str(record["sha256"])}
 
 
 def _checked(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import TorchsliceError
-from .common import say
+from .common import complain, say
 
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy that typer carries
 #: name -> first line of its help, so that help and completion need not import what the commands do (torch)
@@ -102,6 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{where}: {message}{'' if message.endswith('?') else '.'} See: {where} --help")
         return 2
     except TorchsliceError as error:
-        say("torchslice:", " ".join(str(error).split()))
+        complain(error)
         return 2
     return code if isinstance(code, int) else 0

@@ -72,6 +72,15 @@ def say(*texts: object) -> None:
         print(*texts, file=sys.stderr, flush=True)
 
 
+def complain(error: TorchsliceError) -> None:
+    """Print an error in one line; under torchrun every process that is connected says its own, with its number."""
+    from ..training.ranks import is_connected, is_first
+
+    if is_first() or is_connected():
+        number = f", process {os.environ['RANK']}" if is_connected() else ""
+        print(f"torchslice{number}:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+
+
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Print the result of a command to standard output, as a JSON document or as text."""
     if os.environ.get("RANK", "0") == "0":

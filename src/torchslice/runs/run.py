@@ -209,15 +209,18 @@ class Run:
 
     def _ranked(self, neurons: Neurons, task: Task, *, progress: bool) -> dict[str, Ranking]:
         """Return the class rankings that sub-task training goes on with, found when its first part is done."""
-        if not self._rankings.path.is_file():
-            found = subtasks.rank(neurons, task, seed=self.recipe.training.seed, progress=progress)
+        if self._rankings.path.is_file():
+            return self._rankings.read(Ranking, _digest(self._checkpoints[0]), "train anew")
+        found = subtasks.rank(neurons, task, seed=self.recipe.training.seed, progress=progress)
+        if is_first():
             self._rankings.write(found, _digest(self._checkpoints[0]), {"by": "training"})
-        return self._rankings.read(Ranking, _digest(self._checkpoints[0]), "train anew")
+        return found
 
     def keep_slices(self, slices: Mapping[str, Slice], about: Mapping[str, Any]) -> None:
-        """Keep the class slices that were found in the trained network."""
-        with _writing(self.folder, wait_seconds=60):
-            self._found.write(slices, _digest(self._checkpoints[-1]), about)
+        """Keep the class slices that were found in the trained network; under torchrun, the first process does."""
+        if is_first():
+            with locked(self.folder, wait_seconds=60):
+                self._found.write(slices, _digest(self._checkpoints[-1]), about)
 
     def rankings(self) -> dict[str, Ranking]:
         """Return the class rankings of sub-task training: sub-models of any classes and size are their prefixes."""
@@ -274,9 +277,9 @@ def settled(folder: str | Path, recipe: Recipe) -> Recipe:
     return replace(run.recipe, training=replace(run.recipe.training, epochs=recipe.training.epochs))
 
 
-def _writing(folder: Path, wait_seconds: float = 0.0) -> contextlib.AbstractContextManager[None]:
+def _writing(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Keep other writers out of a folder; of the processes of torchrun, the first one does that for all."""
-    return locked(folder, wait_seconds=wait_seconds) if is_first() else contextlib.nullcontext()
+    return locked(folder) if is_first() else contextlib.nullcontext()
 
 
 def _digest(path: Path) -> str:

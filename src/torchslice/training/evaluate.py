@@ -16,7 +16,7 @@ from ..errors import TorchsliceError
 from ..graph.record import check_model, evaluating
 from ..inputs import Output, describe, device_of, run, to_device
 from .placement import fast_format, in_format
-from .ranks import Ranks
+from .ranks import Ranks, current_ranks
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,18 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
 
 def accuracy_of(logits: Tensor, labels: Tensor) -> Accuracy:
     """Score logits [n, C] against labels [n]."""
-    return _accuracy(confusion(logits, labels))
+    return _accuracy(_counts(logits, labels))
 
 
-def _accuracy(table: Tensor) -> Accuracy:
-    pairs = zip(table.diagonal().tolist(), table.sum(1).tolist(), strict=True)
-    return Accuracy(int(table.trace()) / int(table.sum()), tuple(correct / n if n else None for correct, n in pairs))
+def _counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """Count the samples of every class, those that are answered correctly and all, int64 [2, C]."""
+    correct = labels[logits.argmax(1) == labels]
+    return torch.stack([of.bincount(minlength=logits.shape[1]) for of in (correct, labels)])
+
+
+def _accuracy(counts: Tensor) -> Accuracy:
+    correct, of_all = counts.sum(1).tolist()
+    return Accuracy(correct / of_all, tuple(part / n if n else None for part, n in counts.T.tolist()))
 
 
 def predict(
@@ -55,12 +61,17 @@ def predict(
 ) -> Tensor:
     """Run a model in eval mode over a split, on the model's device and in its precision: float32 [n, C] on the CPU.
 
+    Under torchrun the processes share the samples, and all get the logits of all.
+
     >>> predict(model, task, "validation").shape
     torch.Size([143, 10])
     """
     check_model(model)
     check_task(task)
-    return torch.cat([logits.float().cpu() for logits, _ in _run(model, task, split, batch_size, output, Ranks())])
+    count, ranks = len(task.split(split)), current_ranks(device_of(model))
+    ranks = ranks if count >= ranks.count else Ranks()  # too few to share
+    own = torch.cat([logits.float() for logits, _ in _run(model, task, split, batch_size, output, ranks)])
+    return ranks.gathered(own, count).cpu()
 
 
 def accuracy(
@@ -70,27 +81,26 @@ def accuracy(
     *,
     batch_size: int = 256,
     output: Output = None,
-    ranks: Ranks | None = None,
 ) -> Accuracy:
     """Score a model on a split of a task that has the model's classes, in the model's order.
 
-    For a sub-model of some classes, give `task.restrict(classes)`. With `ranks`, processes share the samples.
+    For a sub-model of some classes, give `task.restrict(classes)`. Under torchrun the processes share the samples.
 
     >>> 0 <= accuracy(small, task.restrict(["3", "8"])).overall <= 1
     True
     """
     check_model(model)
     check_task(task)
-    ranks, classes = ranks or Ranks(), len(task.classes)
-    table = torch.zeros(classes, classes, dtype=torch.int64, device=device_of(model))
+    ranks, classes = current_ranks(device_of(model)), len(task.classes)
+    counts = torch.zeros(2, classes, dtype=torch.int64, device=device_of(model))
     for logits, labels in _run(model, task, split, batch_size, output, ranks):
         if logits.shape[1] != classes:
             raise TorchsliceError(
                 f"the model answers with {logits.shape[1]} classes and {task.name} has {classes}; "
                 "give task.restrict(classes) with the model's classes in their order."
             )
-        table += confusion(logits, labels)
-    return _accuracy(ranks.sum(table))
+        counts += _counts(logits, labels)
+    return _accuracy(ranks.sum(counts))
 
 
 def _run(

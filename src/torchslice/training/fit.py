@@ -99,7 +99,7 @@ def fit(
             if keep == "best" and "validation_accuracy" not in figures:
                 raise TorchsliceError(f'look must give "validation_accuracy" to choose by; it gave {list(figures)}.')
             return figures
-        return {"validation_accuracy": accuracy(model, task, "validation", output=output, ranks=ranks).overall}
+        return {"validation_accuracy": accuracy(model, task, "validation", output=output).overall}
 
     history: list[Row] = []
     best, checkpoint, first_epoch = None, None, 0
@@ -115,11 +115,15 @@ def fit(
             if checkpoint and ranks.first:
                 checkpoint.save_best(model)
         done = history[-1]["epoch"] if history else 0
+        if len(ranks.gathered(torch.tensor([done], device=placement.device), ranks.count).unique()) > 1:
+            raise TorchsliceError(
+                f"the processes find different states in {folder}; name a folder that all machines see."
+            )
         ranks.copy_from_first(model.state_dict().values())
         steps = len(batches)
         cuda = [placement.device] if placement.device.type == "cuda" else []
         try:
-            shown = progress_bar(training.progress and ranks.first, total=training.epochs * steps, done=done * steps)
+            shown = progress_bar(training.progress, total=training.epochs * steps, done=done * steps)
             with shown as bar, torch.random.fork_rng(cuda):
                 for row in train_epochs(
                     model,

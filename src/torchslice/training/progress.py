@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from torch import Tensor
 
-from .ranks import Ranks
+from .ranks import Ranks, is_first
 
 
 class RunningMeans:
@@ -58,8 +58,8 @@ class Bar:
 
 @contextlib.contextmanager
 def progress_bar(show: bool, *, total: int, done: int = 0) -> Iterator[Bar]:
-    """Show a bar over `total` steps on standard error inside the block."""
-    if not show:
+    """Show a bar over `total` steps on standard error inside the block; under torchrun, in its first process only."""
+    if not show or not is_first():
         yield Bar(None)
         return
     text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False))  # the one to give way if it is narrow

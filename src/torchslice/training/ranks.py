@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +29,25 @@ class Ranks:
         return self.rank == 0
 
     def part(self, rows: Tensor) -> Tensor:
-        """Return this process's share of `rows` [n], contiguous and at most one longer than that of another."""
+        """Return this process's share of `rows` [n, ...], contiguous and at most one longer than that of another."""
         return rows.tensor_split(self.count)[self.rank]
+
+    def owns(self, labels: Any) -> Any:
+        """Whether this process is the one for a class, a label or a tensor of them, where classes are shared out."""
+        return labels % self.count == self.rank
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over the processes, without gradient, and return it."""
         if self.count > 1:
-            dist.all_reduce(tensor)
+            with _exchanging():
+                dist.all_reduce(tensor)
         return tensor
+
+    def gathered(self, own: Tensor, count: int) -> Tensor:
+        """Return `count` rows, [count, ...], of which `own` are those of this process's part, in all processes."""
+        whole = own.new_zeros(count, *own.shape[1:])
+        self.part(whole).copy_(own)
+        return self.sum(whole)
 
     def average_gradients(self, model: nn.Module) -> None:
         """Replace the gradients of a model by their means over the processes, which all have those of the same ones."""
@@ -48,13 +60,31 @@ class Ranks:
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with those of the first process."""
         if self.count > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+            with _exchanging():
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes files, also where it is not connected with the others yet."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_connected() -> bool:
+    """Whether this process is connected with others, so that an error may be its own."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextlib.contextmanager
+def _exchanging() -> Iterator[None]:
+    """Say it in one line where an exchange fails because another process is not there any more."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TorchsliceError(
+            "another process of this run has ended, so this one ends too; once its reason is mended, start all of them "
+            "again."
+        ) from error
 
 
 def current_ranks(device: torch.device) -> Ranks:
@@ -87,8 +117,8 @@ def _disconnect() -> None:
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
+        with _exchanging():
+            dist.all_reduce(total := tensor.clone())
         return total
 
     @staticmethod
@@ -105,6 +135,4 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     >>> sum_over_ranks(torch.ones(2))
     tensor([1., 1.])
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return tensor
-    return _Sum.apply(tensor)
+    return _Sum.apply(tensor) if is_connected() else tensor

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ...data import Task
 from ...errors import TorchsliceError
+from ...inputs import device_of
 from ...slices import Slice
 from ...tables import percent, table
-from ...training.ranks import Ranks
+from ...training.ranks import current_ranks
 from .gated import GatedModel, check_gated
 from .slicing import sweep
 
@@ -134,7 +135,8 @@ def report(
 ) -> Report:
     """Measure retention, cohesion and coupling of class slices exactly, and look for collapse, on the training split.
 
-    Cohesion needs the masks of all samples: each is kept, of its class's slice only, as bool.
+    Cohesion needs the masks of all samples: each is kept, of its class's slice only, as bool. Under torchrun the
+    processes share the classes.
 
     >>> found = ts.gates.report(gated, task, ts.gates.class_slices(gated, task, progress=False), progress=False)
     >>> 0 < found.neuron_retention <= 1
@@ -148,15 +150,20 @@ def report(
         gated.neurons.check(slice_)
     columns = torch.stack([torch.cat([slice_[layer] for layer in gated.layers]) for slice_ in kept.values()])  # [C, N]
     own = [[torch.zeros(0, int(column.sum()), dtype=torch.bool)] for column in columns]  # masks of each class, [S, K]
-    on = torch.zeros(columns.shape[1], dtype=torch.int64)
-    for labels, values in sweep(gated, task, batch_size=batch_size, progress=progress, ranks=Ranks()):
+    on, ranks = torch.zeros(columns.shape[1], dtype=torch.int64), current_ranks(device := device_of(gated))
+    mine = ranks.owns(task.train.labels)
+    sweeping = sweep(gated, task, batch_size=batch_size, progress=progress, part=lambda rows: rows[mine])
+    for labels, values in sweeping:
         masks, labels = values.cpu() > 0, labels.cpu()  # [B, N], [B]
         on += masks.sum(0)
         for label in labels.unique().tolist():
             own[label].append(masks[labels == label][:, columns[label]])
+    found = [cohesion(torch.cat(rows)) if ranks.owns(label) else 0.0 for label, rows in enumerate(own)]
+    cohesions = ranks.sum(torch.tensor(found, dtype=torch.float64, device=device)).tolist()
+    on = ranks.sum(on.to(device)).cpu()
     classes = {
-        name: {"neuron_retention": column.double().mean().item(), "cohesion": cohesion(torch.cat(rows))}
-        for name, column, rows in zip(kept, columns, own, strict=True)
+        name: {"neuron_retention": column.double().mean().item(), "cohesion": cohesion}
+        for name, column, cohesion in zip(kept, columns, cohesions, strict=True)
     }
     mean = {key: fmean(figures[key] for figures in classes.values()) for key in ("neuron_retention", "cohesion")}
     frequency = (on / len(task.train)).split([gated.neurons.layers[name].count for name in gated.layers])

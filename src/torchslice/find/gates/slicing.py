@@ -6,7 +6,7 @@ Shapes: B batch, C classes, N neurons of a layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,7 @@ from ...graph.record import evaluating
 from ...inputs import call_model, device_of
 from ...slices import Slice
 from ...training.progress import progress_bar
-from ...training.ranks import Ranks, current_ranks
+from ...training.ranks import current_ranks
 from .gated import GatedModel, check_gated
 
 LOWERING = 0.05  # step by which the threshold sinks where a layer would keep no neuron
@@ -71,7 +71,7 @@ def statistics(gated: GatedModel, task: Task, *, batch_size: int = 512, progress
     ranks, widths = current_ranks(device), [gated.neurons.layers[name].count for name in gated.layers]
     on = torch.zeros(classes, sum(widths) + 1, dtype=torch.float64, device=device)
     total = torch.zeros_like(on)  # [C, N + 1], the last column counts samples
-    for labels, values in sweep(gated, task, batch_size=batch_size, progress=progress, ranks=ranks):
+    for labels, values in sweep(gated, task, batch_size=batch_size, progress=progress, part=ranks.part):
         own = F.one_hot(labels, classes).float().T  # [C, B]
         joined = torch.cat([values, torch.ones(len(labels), 1, device=device)], 1)  # [B, N + 1]
         on += own @ (joined > 0).float()  # whole numbers below 2^24, so exact
@@ -90,12 +90,12 @@ def statistics(gated: GatedModel, task: Task, *, batch_size: int = 512, progress
 
 
 def sweep(
-    gated: GatedModel, task: Task, *, batch_size: int, progress: bool, ranks: Ranks
+    gated: GatedModel, task: Task, *, batch_size: int, progress: bool, part: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield labels [B] and joined gate values, float32 [B, N], of the training split in eval mode, batch by batch."""
-    own = len(ranks.part(torch.arange(len(task.train))))
-    with progress_bar(progress and ranks.first, total=math.ceil(own / max(batch_size, 1))) as bar:
-        for inputs, labels in task.batches("train", batch_size, device=device_of(gated), part=ranks.part):
+    """Yield labels [B] and joined gate values, float32 [B, N], of `part` of the training split, batch by batch."""
+    own = len(part(torch.arange(len(task.train))))
+    with progress_bar(progress, total=math.ceil(own / max(batch_size, 1))) as bar:
+        for inputs, labels in task.batches("train", batch_size, device=device_of(gated), part=part):
             with evaluating(gated):
                 call_model(gated, inputs)
             yield labels, torch.cat([gated.gate_values[name] for name in gated.layers], 1)

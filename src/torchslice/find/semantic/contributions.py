@@ -23,9 +23,10 @@ from ...graph.activations import Activations, Seen, by_neuron, find_activations,
 from ...graph.neurons import Neurons, check_neurons
 from ...graph.tied import mean_scores
 from ...graph.views import view_of
-from ...inputs import Inputs, device_of, join, kept_tokens, map_tensors, tensors
+from ...inputs import Inputs, device_of, join, kept_tokens, map_tensors, tensors, to_device
 from ...tables import table
 from ...training.progress import progress_bar
+from ...training.ranks import current_ranks
 from .deeplift import Rescaling, by_row, check_balance, check_rescale
 from .metrics import METRICS, Term, reads
 
@@ -124,7 +125,8 @@ def contributions(
                   the baseline is the mean training input
 
     The model runs in eval mode, where it is, and is left as it was. Sums are kept in float64, so batch size and order
-    change rounding only; a neuron that is constant has variance 0, and one that is dead scores 0 everywhere.
+    change rounding only; a neuron that is constant has variance 0, and one that is dead scores 0 everywhere. Under
+    torchrun the processes share the samples.
 
     Args:
         task: its training split is used, never another.
@@ -153,11 +155,12 @@ def contributions(
     terms = list(dict.fromkeys(term for m in chosen.values() for term in m.terms))
     if any("contribution" in reads(term) for term in terms):
         check_rescale(neurons)
-    found, labels, classes = _Sums(neurons, task, terms), task.train.labels, len(task.classes)
+    ranks, labels, classes = current_ranks(device_of(neurons.model)), task.train.labels, len(task.classes)
+    found = _Sums(neurons, task, terms)
     order = rank_in_class(labels, seed).argsort(stable=True)
     candidates = [order[labels[order] == label] for label in range(classes)]
     wanted = sum(min(samples_per_class, len(rows)) for rows in candidates)
-    with progress_bar(progress, total=math.ceil(wanted / batch_size)) as bar:
+    with progress_bar(progress, total=math.ceil(wanted / batch_size / ranks.count)) as bar:
         for only in (correct_only, False):  # the second time for classes of which no sample is classified correctly
             without = (found.counts == 0).tolist()
             waiting = [rows if none else rows[:0] for rows, none in zip(candidates, without, strict=True)]
@@ -167,12 +170,17 @@ def contributions(
                 waiting = [own[k:] for own, k in zip(waiting, lacking, strict=True)]
                 if len(rows) == 0:
                     break
-                batches = rows.split(batch_size)
+                batches = [batch for batch in ranks.part(rows).split(batch_size) if len(batch)]
+                counted = torch.zeros(0, dtype=torch.uint8, device=found.device)
                 for batch, inputs in zip(batches, task.train.read(batches, device=found.device), strict=True):
-                    found.add(batch, inputs, only)
-                    bar.advance("contributions", f"{len(found.samples)} samples")
+                    counted = torch.cat([counted, found.add(batch, inputs, only)])
+                    bar.advance("contributions", f"{len(found.samples) + int(counted.sum())} samples")
+                counted = ranks.gathered(counted, len(rows)).bool().cpu()
+                found.samples = torch.cat([found.samples, rows[counted]])
     counts, widths = found.counts, {layer: neurons.layers[layer].count for layer in found.where.chains}
-    means = {t: (sums.cpu() / counts[:, None]).split([*widths.values()], 1) for t, sums in found.sums.items()}
+    means = {
+        t: (ranks.sum(sums).cpu() / counts[:, None]).split([*widths.values()], 1) for t, sums in found.sums.items()
+    }
     scores: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for name, measure in chosen.items():
         for layer, *columns in zip(widths, *(means[term] for term in measure.terms), strict=True):
@@ -201,7 +209,7 @@ def _check_classes(neurons: Neurons, task: Task) -> None:
 
 
 class _Sums:
-    """Sums of terms over training samples, for all layers, classes and neurons at once."""
+    """Sums of terms over this process's training samples, for all layers, classes and neurons at once."""
 
     def __init__(self, neurons: Neurons, task: Task, terms: Sequence[Term]) -> None:
         self.where, self.neurons = find_activations(neurons), neurons.on(detached(neurons.model))
@@ -210,26 +218,28 @@ class _Sums:
         plain = [term for term in terms if term not in rescaled]
         self.runs = [(rescaled, mean_input(task, self.device))] if rescaled else []
         self.runs += [(plain, None)] if plain else []
-        self.sums: dict[Term, Tensor] = {}  # {term: float64 [C, M]}
-        self.samples = torch.zeros(0, dtype=torch.int64)
+        shape = self.classes, sum(neurons.layers[layer].count for layer in self.where.chains)
+        self.sums = {t: torch.zeros(shape, dtype=torch.float64, device=self.device) for t in terms}  # [C, M] each
+        self.samples = torch.zeros(0, dtype=torch.int64)  # of all processes
 
     @property
     def counts(self) -> Tensor:
         """How many samples of each class are in the sums, int64 [C]."""
         return self.labels[self.samples].bincount(minlength=self.classes)
 
-    def add(self, rows: Tensor, inputs: Inputs, correct_only: bool) -> None:
-        """Add up the samples of a batch, or those that this very pass classifies correctly."""
+    def add(self, rows: Tensor, inputs: Inputs, correct_only: bool) -> Tensor:
+        """Add up the samples of a batch, or those that this very pass classifies correctly; say which, uint8 [B]."""
         labels = self.labels[rows].to(self.device)
         values: dict[Term, Tensor] = {}
         for terms, baseline in self.runs:
             logits, found = observe(self.neurons, self.where, inputs, labels, terms, baseline)
             values |= found
         counted = (logits.argmax(1) == labels) | (not correct_only)  # [B]
-        member = F.one_hot(labels[counted], self.classes).double().T  # [C, samples that count]
+        present, place = labels[counted].unique(return_inverse=True)  # [k] classes, of which a batch has few
+        member = F.one_hot(place, len(present)).double().T  # [k, samples that count]
         for term, value in values.items():
-            self.sums[term] = self.sums.get(term, 0) + member @ value[counted]
-        self.samples = torch.cat([self.samples, rows[counted.cpu()]])
+            self.sums[term][present] += member @ value[counted]
+        return counted.byte()
 
 
 def mean_input(task: Task, device: torch.device) -> Inputs:
@@ -238,12 +248,14 @@ def mean_input(task: Task, device: torch.device) -> Inputs:
         images = task.train.images
         total = torch.stack([part.sum(0, dtype=torch.int64) for part in images.split(1024)]).sum(0)
         return task.train.measured().normalise((total.double() / len(images))[None]).to(device)
-    sums: list[Tensor] = []
-    for inputs in task.train.read(torch.arange(len(task.train)).split(256), device=device):
-        found = [tensor.sum(0, keepdim=True, dtype=torch.float64) for tensor in tensors(inputs)]
-        sums = [total + more for total, more in zip(sums, found, strict=True)] if sums else found
+    example, ranks = to_device(task.example, device), current_ranks(device)
+    sums = [torch.zeros_like(tensor[:1], dtype=torch.float64) for tensor in tensors(example)]
+    batches = [rows for rows in ranks.part(torch.arange(len(task.train))).split(256) if len(rows)]
+    for inputs in task.train.read(batches, device=device):
+        for total, tensor in zip(sums, tensors(inputs), strict=True):
+            total += tensor.sum(0, keepdim=True, dtype=torch.float64)
     means = iter(sums)
-    return map_tensors(lambda tensor: (next(means) / len(task.train)).to(tensor.dtype), inputs)
+    return map_tensors(lambda tensor: (ranks.sum(next(means)) / len(task.train)).to(tensor.dtype), example)
 
 
 def detached(model: nn.Module) -> nn.Module:

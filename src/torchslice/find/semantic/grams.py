@@ -19,6 +19,7 @@ from ...graph.views import view_of
 from ...inputs import device_of
 from ...registry import unknown
 from ...training.progress import Bar, progress_bar
+from ...training.ranks import Ranks, current_ranks
 from .contributions import Contributions, by_position
 from .selection import in_order, prefix_cka
 
@@ -36,6 +37,12 @@ class Scatter:
     gram: Tensor
 
     @classmethod
+    def none(cls, width: int, device: torch.device) -> Scatter:
+        """Return the scatter of no activations."""
+        zeros = torch.zeros(width, width + 1, dtype=torch.float64, device=device)
+        return cls(0, zeros[:, 0], zeros[:, 1:])
+
+    @classmethod
     def of(cls, values: Tensor) -> Scatter:
         """Return the scatter of activations [n, N]."""
         start = values[0].double()
@@ -49,6 +56,13 @@ class Scatter:
         count, shift = self.count + other.count, other.mean - self.mean
         between = torch.outer(shift, shift) * (self.count * other.count / count)
         return Scatter(count, self.mean + shift * (other.count / count), self.gram + other.gram + between)
+
+    def pooled(self, ranks: Ranks) -> Scatter:
+        """Pool the scatters of all processes."""
+        count = int(ranks.sum(torch.tensor(self.count, device=self.mean.device)))
+        mean = ranks.sum(self.mean * self.count) / count
+        shift = self.mean - mean
+        return Scatter(count, mean, ranks.sum(self.gram + self.count * torch.outer(shift, shift)))
 
     def resolved(self) -> Tensor:
         """Return the Gram matrix with zeros where a neuron varies less than float32 can tell, float64 [N, N]."""
@@ -84,6 +98,7 @@ def similarity(
 
     One run serves all classes and metrics, and as many layers as fit into `MEMORY_GB`. Classes come one by one, so that
     a layer needs two float64 matrices [N, N], that of the class and the pooled one, whatever the number of classes.
+    Under torchrun the processes share the classes.
 
     `positions` "mean" compares the means of the samples over their positions (pixels, tokens), "all" the whole maps;
     those of a layer that is used several times are those of all its uses.
@@ -99,7 +114,10 @@ def similarity(
         raise TorchsliceError(f"batch_size must be at least 1, got {batch_size}.")
     scores.check_of(neurons, task)
     labels, own = task.train.labels[scores.samples], neurons.on(view_of(neurons.model).eval())
-    of_class = [scores.samples[labels == label].split(batch_size) for label in range(len(task.classes))]
+    device = device_of(neurons.model)
+    ranks = current_ranks(device)
+    mine = [label for label in range(len(task.classes)) if ranks.owns(label)]
+    of_class = [scores.samples[labels == label].split(batch_size) for label in mine]
     groups = [find_activations(neurons, layers) for layers in _that_fit(neurons)]
     curves = {
         m: {layer: torch.zeros_like(of, dtype=torch.float64) for layer, of in scores[m].items()} for m in scores.metrics
@@ -107,19 +125,21 @@ def similarity(
     pooled: dict[str, Tensor] = {}
     with progress_bar(progress, total=len(groups) * sum(map(len, of_class))) as bar:
         for where in groups:
-            together: dict[str, Scatter] = {}
-            for label, batches in enumerate(of_class):
+            together = {layer: Scatter.none(neurons.layers[layer].count, device) for layer in where.chains}
+            for label, batches in zip(mine, of_class, strict=True):
                 for layer, scatter in _scatters(own, task, batches, where, positions, bar).items():
                     if not scatter.mean.isfinite().all():
                         raise TorchsliceError(
                             f"the activations of layer {layer!r} for class {task.classes[label]!r} are NaN or "
                             "infinite, so nothing is similar to them. Check the model's weights and the data."
                         )
-                    together[layer] = together[layer] + scatter if layer in together else scatter
+                    together[layer] += scatter
                     gram = scatter.resolved()
                     for metric, curve in curves.items():
                         curve[layer][label] = prefix_cka(gram, in_order(scores[metric][layer][label]))
-            pooled |= {layer: scatter.resolved().cpu() for layer, scatter in together.items()}
+            pooled |= {layer: scatter.pooled(ranks).resolved().cpu() for layer, scatter in together.items()}
+    for curve in curves.values():
+        curve |= {layer: ranks.sum(values.to(device)).cpu() for layer, values in curve.items()}
     return Similarity(curves, pooled, positions)
 
 
