@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,17 +135,19 @@ def by_turns(scores: Mapping[str, Tensor], *, cost: float = 0.3) -> list[Ranking
 def _turns(worth: Tensor, cost: float) -> Tensor:
     """Let classes choose neurons in turns by what they are worth, [C, N], and cost: int64 [C, N]."""
     classes, width = worth.shape
-    order, left = torch.empty(classes, width, dtype=torch.int64), worth.clone()
-    holders = torch.zeros(width, dtype=torch.float64)
+    order, left = np.empty((classes, width), np.int64), worth.numpy().copy()  # ten times as fast as with tensors
+    holders = np.zeros(width)
     for turn in range(width):
         unit = cost / max(1.0, classes * turn / width)
+        price = unit * holders
         for step in range(classes):
             label = (turn + step) % classes
-            best = (left[label] - unit * holders).argmax()
+            best = (left[label] - price).argmax()
             order[label, turn] = best
-            left[label, best] = -torch.inf
+            left[label, best] = -np.inf
             holders[best] += 1
-    return order
+            price[best] = unit * holders[best]
+    return torch.from_numpy(order)
 
 
 def by_best_rank(rankings: Iterable[Ranking]) -> Ranking:

@@ -110,15 +110,15 @@ def fit(
     with locked(folder) if folder is not None and ranks.first else contextlib.nullcontext():
         if checkpoint:
             history, first_epoch, best = checkpoint.restore(model, optimizer)
-        if keep == "best" and not history:
-            history, best = [{"epoch": 0, "steps": 0, "seconds": 0.0, **judge()}], copy.deepcopy(model.state_dict())
-            if checkpoint and ranks.first:
-                checkpoint.save_best(model)
         done = history[-1]["epoch"] if history else 0
         if len(ranks.gathered(torch.tensor([done], device=placement.device), ranks.count).unique()) > 1:
             raise TorchsliceError(
                 f"the processes find different states in {folder}; name a folder that all machines see."
             )
+        if keep == "best" and not history:
+            history, best = [{"epoch": 0, "steps": 0, "seconds": 0.0, **judge()}], copy.deepcopy(model.state_dict())
+            if checkpoint and ranks.first:
+                checkpoint.save_best(model)
         ranks.copy_from_first(model.state_dict().values())
         steps = len(batches)
         cuda = [placement.device] if placement.device.type == "cuda" else []

@@ -298,7 +298,7 @@ def test_nothing_is_kept_per_sample(register):
     register("measured", (measured,))
     contributions(neurons, task, metric=["measured", "taylor"], correct_only=False, batch_size=8)
     assert len(alive) == 5  # four batches of 8 and one of 4
-    assert alive[3] - alive[1] == 2 * 8 * 8  # the indices of two batches of samples, int64
+    assert alive[3] - alive[1] == 2 * 8  # whether the samples of two batches count, uint8
 
 
 class Hidden(nn.Module):

@@ -236,7 +236,7 @@ class _Sums:
             values |= found
         counted = (logits.argmax(1) == labels) | (not correct_only)  # [B]
         present, place = labels[counted].unique(return_inverse=True)  # [k] classes, of which a batch has few
-        member = F.one_hot(place, len(present)).double().T  # [k, samples that count]
+        member = (place == torch.arange(len(present), device=self.device)[:, None]).double()  # [k, samples that count]
         for term, value in values.items():
             self.sums[term][present] += member @ value[counted]
         return counted.byte()
