@@ -24,17 +24,11 @@ NAMES = (
     "restructure",
     "readapt",
     "extend",
-<<<<<<< HEAD
     "replace",
     "text",
     "vit",
     "conformance",
-=======
-    "text",
-    "vit",
-    "conformance",
     "scale",
->>>>>>> 1a92781 (Docs of several GPUs and machines; the launcher in the tests; rankings by turns ten times as fast; a benchmark of scale)
 )
 ATTACKS = ("fuzz", "kills", "threads", "ranks", "long")
 
