@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,8 @@ def measure(size: Size, seed: int) -> list[dict[str, Any]]:
         step("report", lambda: (str(scores), str(slices), slices.summary(), ts.retention(neurons, part)))
         for name, found, kind in (("slices", slices, ts.Slice), ("rankings", rankings, Ranking)):
             file = SliceFile(folder / f"{name}.json")
-            step(f"write {name}", lambda file=file, found=found: file.write(found, "", {}))
-            step(f"read {name}", lambda file=file, kind=kind: file.read(kind, "", ""))
+            step(f"write {name}", partial(file.write, found, "", {}))
+            step(f"read {name}", partial(file.read, kind, "", ""))
         if size.trained:
             step("save", lambda: ts.save(model, folder / "whole.safetensors"))
             step("load", lambda: ts.load(folder / "whole.safetensors"))
