@@ -23,7 +23,8 @@ from torchslice.budget import fit_budget
 from torchslice.data import Task, hold_out, joined, limit
 from torchslice.data.images import channel_statistics
 from torchslice.graph.neurons import Neurons
-from torchslice.maintain.compose import Composition, likeliest
+from torchslice.judge.calibrate import likeliest
+from torchslice.maintain import Composition
 from torchslice.models.composed import Composed
 from torchslice.rankings import by_mean_score
 from torchslice.reused import Reused

@@ -43,6 +43,8 @@ NEURONS: dict[str, Callable[[Given], object]] = {
     "readapt": lambda g: ts.readapt(g.neurons, g.task, g.part, g.samples, training=QUICK),
     "extend": lambda g: ts.extend(g.neurons, g.task, g.part, training=QUICK),
     "replace": lambda g: ts.replace(g.neurons, {"red": g.neurons}, g.task),
+    "remove": lambda g: ts.remove(g.neurons, g.task, g.slices, classes=["red"]),
+    "update": lambda g: ts.update(g.neurons, g.task, g.part, g.samples, training=QUICK),
     "gates.attach": lambda g: ts.gates.attach(g.neurons),
     "subtasks.rank": lambda g: ts.subtasks.rank(g.neurons, g.task, progress=False),
     "subtasks.objective": lambda g: ts.subtasks.objective(g.neurons, g.rankings),

@@ -12,15 +12,14 @@ import torchslice
 
 NAMES = [
     *("Slice", "TorchsliceError", "Training", "accuracy", "compose", "data", "export", "extend", "extract"),
-    *("find_neurons", "finetune", "fit", "gates", "judge", "load", "masked", "models", "readapt", "replace"),
-    *("restructure", "retention", "reuse", "save", "semantic", "subtasks"),
+    *("find_neurons", "finetune", "fit", "gates", "judge", "load", "masked", "models", "readapt", "remove"),
+    *("replace", "restructure", "retention", "reuse", "save", "semantic", "subtasks", "update"),
 ]
 MODULES = {
     "data": "Images Samples Split Stored Task hold_out joined limit load names task",
     "gates": "GatedModel attach class_slices objective report slices_from statistics",
     "judge": "accuracy auroc calibrate calibration_error confusion cost evaluate_stages false_positive_rate features "
-    "latency_ms nearest predict random_like "
-    "recalibrate reinitialised threshold",
+    "forgetting latency_ms nearest predict random_like recalibrate reinitialised threshold",
     "models": "create names",
     "semantic": "METRICS Contributions PerClass PerLayer ReachTheta SemanticSlices class_slices contributions "
     "similarity",

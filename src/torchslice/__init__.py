@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import TorchsliceError
     from .find import gates, semantic, subtasks
     from .graph.find import find_neurons
-    from .maintain import compose, extend, readapt, replace, restructure
+    from .maintain import compose, extend, readapt, remove, replace, restructure, update
     from .slices import Slice
     from .submodel import reuse
     from .training import Training, accuracy, finetune, fit
@@ -29,7 +29,7 @@ _HOMES = {
     ".cut.extract": ("extract", "masked", "retention"),
     ".training": ("Training", "accuracy", "finetune", "fit"),
     ".submodel": ("reuse",),
-    ".maintain": ("compose", "extend", "readapt", "replace", "restructure"),
+    ".maintain": ("compose", "extend", "readapt", "remove", "replace", "restructure", "update"),
     ".artefact": ("export", "load", "save"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -54,6 +54,7 @@ __all__ = [
     "masked",
     "models",
     "readapt",
+    "remove",
     "replace",
     "restructure",
     "retention",
@@ -61,6 +62,7 @@ __all__ = [
     "save",
     "semantic",
     "subtasks",
+    "update",
 ]
 
 

@@ -11,6 +11,7 @@ from torchslice.artefact import read_record
 from torchslice.data import joined
 from torchslice.find.semantic import PerLayer, contributions
 from torchslice.maintain import Extended, top_by_score_per_parameter
+from torchslice.runs import Run
 
 from .conftest import QUICK, TRAINING, neurons_of
 
@@ -220,3 +221,32 @@ def test_compose_saves_what_python_makes(torchslice, standard, own, tmp_path):
     torchslice(*words, "--renormalise").refused("exists", "--force")
     ts.save(found.model, files[0])
     torchslice(*words, "--renormalise", "--force").refused("low.safetensors does not name its classes")
+
+
+# -- remove and update --------------------------------------------------------------------------------------------
+def test_remove_saves_what_python_makes_and_says_what_is_left(torchslice, subtasks, tmp_path):
+    path = tmp_path / "eight.safetensors"
+    words = ("remove", subtasks, "--classes", "3,8", "--out", path, "--finetune", 1, *QUICK[2:])
+    result = torchslice(*words, "--json").json
+    (neurons, task), slices = neurons_of(subtasks), Run.open(subtasks).slices()
+    training = dataclasses.replace(ONE, learning_rate=ts.Training().learning_rate)
+    made, found = ts.remove(neurons, task, slices, classes=["3", "8"], training=training), ts.load(path)
+    assert same(found.model, made.model, task.restrict(made.classes)) and found.slice == made.slice
+    assert found.classes == tuple(result["classes"]) == tuple("01245679")
+    assert torchslice("evaluate", path, "digits", "--device", "cpu", "--json").json["accuracy"] > 0.1
+    text = torchslice(*words, "--control", 1, "--force").out
+    rows = [line.split("  ")[0] for line in text.splitlines()]
+    assert {"control", "row removed", "removed"} <= {*rows} and "distance from the control" in text
+
+
+def test_update_saves_what_python_makes(torchslice, subtasks, own, tmp_path):
+    path = tmp_path / "new.safetensors"
+    words = ("update", subtasks, "--class", "3", "--new", f"{own}:dim", "--out", path, *QUICK)
+    result = torchslice(*words, "--json").json
+    (neurons, task), found = neurons_of(subtasks), ts.load(path)
+    predictions = [ts.judge.predict(model, task) for model in (found.model, neurons.model)]
+    others = [label for label in range(10) if label != 3]
+    assert torch.equal(*(logits[:, others] for logits in predictions)) and not torch.equal(*predictions)
+    assert (
+        result["class"] == "3" and found.classes == task.classes and result["thresholds"] == found.metrics["thresholds"]
+    )

@@ -12,6 +12,8 @@ RESTRUCTURE = "restructure {standard} --out {out}"
 READAPT = "readapt {standard} --new digits --out {out}"
 EXTEND = "extend {five} --new digits --out {out} --neuron-fraction 0.5 --classes"
 REPLACE = "replace {standard} --out {out} --part"
+REMOVE = "remove {subtasks} --out {out} --classes"
+UPDATE = "update {subtasks} --out {out} --new digits --class"
 COMPOSE = "compose {whole} {whole} --out {out}"
 HALF = "--param-retention 0.5"
 #: Refused before any data is loaded.
@@ -109,7 +111,13 @@ EARLY = [
     (f"{REPLACE} 3={{file}}", ["safetensors"]),
     (f"{COMPOSE} --data digits", ["2 files need as many data sets", "got 1"]),
     ("compose {whole} --data digits", ["--out"]),
+    ("remove {subtasks} --out {out}", ["--classes"]),
+    (f"{REMOVE} 3 --finetune -1", ["--finetune"]),
+    (f"{REMOVE} 3 --device tpu", ["'tpu'"]),
+    ("update {subtasks} --out {out} --class 3", ["--new"]),
+    (f"{UPDATE} 3 --momentum 0.5", ["--momentum plays no part with --optimizer adamw"]),
     # options that play no part
+    (f"{REMOVE} 3 --learning-rate 0.1", ["--learning-rate plays no part without --finetune"]),
     (f"{TRAIN} --coupling-weight 1", ["--coupling-weight plays no part", "--method gates"]),
     (f"{TRAIN} --method standard --standard-epochs 1", ["--standard-epochs plays no part", "--method subtasks"]),
     (f"{TRAIN} --method gates --label-smoothing 0.1", ["--label-smoothing plays no part with --method gates"]),
@@ -199,6 +207,12 @@ LATE = [
     (f"{REPLACE} ten={{whole}}", ["'ten'", "Known: 0, 1"]),
     (f"{COMPOSE} --data digits --data digits", ["class '0' is named twice"]),
     ("compose {whole} --out {out} --data digits", ["at least two parts, got 1"]),
+    (f"{REMOVE} ten", ["'ten'", "Known: 0, 1"]),
+    (f"{REMOVE} 0,1,2,3,4,5,6,7,8", ["there is 9 left", "at least two"]),
+    ("remove {standard} --out {out} --classes 3", ["no slices yet", "torchslice slice"]),
+    (f"{UPDATE} ten", ["'ten'", "Known: 0, 1"]),
+    (f"{UPDATE} 3 --replay 0", ["--replay must be above 0"]),
+    (f"{UPDATE} 3 --new {{own}}:wide", ["1x8x16", "1x8x8"]),
     (f"{EXTEND} 4,5", ["knows '4' already"]),
     (f"{EXTEND} 5", ["a single new class ('5')", "--replay"]),
     (f"{EXTEND} 5,ten", ["'ten'", "Known: 0, 1"]),

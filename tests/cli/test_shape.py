@@ -79,6 +79,15 @@ TABLE = {
         **{"FILE...": None, "data": None, "data_option": None, "data_dir": None, "allow_import": False},
         **{**OUT, "renormalise": False, "seed": 0, "json": False},
     },
+    "remove": {
+        **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": 0, "control": 0},
+        **{name: default for name, default in TRAINING.items() if name != "epochs"},
+        "json": False,
+    },
+    "update": {
+        **{**SOURCE, **OPENING, **OUT, "class": None, "new": None, "replay": 5.0, **TRAINING},
+        **{"learning_rate": 0.005, "batch_size": 64, "optimizer": "adamw", "json": False},
+    },
     "export": {
         **{**SOURCE, **{name: x for name, x in OPENING.items() if name != "slices"}, "out": None, "force": False},
         **{"format": None, "seed": 0, "json": False},
@@ -201,7 +210,7 @@ def test_completion_of_commands_imports_nothing_heavy():
         "import atexit, sys; from torchslice.cli import main;"
         f"atexit.register(lambda: print(*(m for m in {HEAVY} if m in sys.modules))); main()"
     )
-    assert sorted(complete("re", code=code)) == ["readapt", "replace", "restructure"]
+    assert sorted(complete("re", code=code)) == ["readapt", "remove", "replace", "restructure"]
     assert complete("", code=code) == [*COMMANDS]
 
 

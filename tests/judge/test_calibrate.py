@@ -16,7 +16,7 @@ from torchslice.data import Stored
 from torchslice.errors import TorchsliceError
 from torchslice.graph.find import find_neurons
 from torchslice.judge import best_temperature, calibrate, calibration_error, predict
-from torchslice.judge.calibrate import COLDEST, HOTTEST
+from torchslice.judge.calibrate import COLDEST, HOTTEST, likeliest
 
 
 def test_calibration_error_by_hand() -> None:
@@ -125,3 +125,32 @@ def test_logits_that_are_no_answers_are_refused() -> None:
         ):
             with pytest.raises(TorchsliceError, match="NaN or infinite"):
                 verb()
+
+
+def test_the_likeliest_shift_by_hand() -> None:
+    # one logit, shifted by b, against 0: the slope of mean loss and prior, sigmoid(b) - 3/4 + b / 4, is 0
+    layer = likeliest(
+        lambda b: (torch.zeros(2, 1).double(), nn.functional.pad(b, (1, 0))),
+        torch.zeros(1),
+        torch.zeros(4, 1),
+        torch.tensor([1, 1, 1, 0]),
+    )
+    b = layer.bias[1].item()
+    assert torch.tensor(b).sigmoid().item() - 0.75 + b / 4 == pytest.approx(0, abs=1e-5) and layer.bias[0] == 0
+
+
+def test_no_other_layer_is_likelier() -> None:
+    logits, labels = torch.randn(80, 4), torch.randint(3, (80,))
+
+    def full(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = values.view(3, 5)
+        return rows[:, :4], rows[:, 4]
+
+    def loss(weight: torch.Tensor, bias: torch.Tensor) -> float:
+        prior = weight.square().sum() + bias.square().sum()
+        return float(nn.functional.cross_entropy(logits @ weight.T + bias, labels) + prior / 160)
+
+    best = likeliest(full, torch.zeros(15), logits, labels)
+    least = loss(best.weight.detach(), best.bias.detach())
+    for _ in range(20):
+        assert loss(best.weight.detach() + 0.02 * torch.randn(3, 4), best.bias.detach() + 0.02 * torch.randn(3)) > least

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import torchslice as ts
@@ -22,7 +21,6 @@ from torchslice.graph.neurons import Neurons
 from torchslice.judge import predict, threshold
 from torchslice.maintain import compose
 from torchslice.maintain import replace as replace_class
-from torchslice.maintain.compose import likeliest
 from torchslice.training import accuracy, cost, finetune
 
 TASK = stripes()
@@ -52,36 +50,6 @@ def weak() -> Neurons:
 @pytest.fixture(scope="module")
 def strong() -> Neurons:
     return trained(TASK)
-
-
-# -- the layer ----------------------------------------------------------------------------------------------------
-def test_the_likeliest_shift_by_hand() -> None:
-    # one logit, shifted by b, against 0: the slope of mean loss and prior, sigmoid(b) - 3/4 + b / 4, is 0
-    layer = likeliest(
-        lambda b: (torch.zeros(2, 1).double(), F.pad(b, (1, 0))),
-        torch.zeros(1),
-        torch.zeros(4, 1),
-        torch.tensor([1, 1, 1, 0]),
-    )
-    b = layer.bias[1].item()
-    assert torch.tensor(b).sigmoid().item() - 0.75 + b / 4 == pytest.approx(0, abs=1e-5) and layer.bias[0] == 0
-
-
-def test_no_other_layer_is_likelier() -> None:
-    logits, labels = torch.randn(80, 4), torch.randint(3, (80,))
-
-    def full(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = values.view(3, 5)
-        return rows[:, :4], rows[:, 4]
-
-    def loss(weight: torch.Tensor, bias: torch.Tensor) -> float:
-        prior = weight.square().sum() + bias.square().sum()
-        return float(F.cross_entropy(logits @ weight.T + bias, labels) + prior / 160)
-
-    best = likeliest(full, torch.zeros(15), logits, labels)
-    least = loss(best.weight.detach(), best.bias.detach())
-    for _ in range(20):
-        assert loss(best.weight.detach() + 0.02 * torch.randn(3, 4), best.bias.detach() + 0.02 * torch.randn(3)) > least
 
 
 # -- replacing ----------------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ COMMANDS = {
     "extend": "Teach a network new classes by its non-critical neurons; those it knows are answered as before.",
     "replace": "Let parts of other networks answer for classes that a network is weak at; its other logits stay.",
     "compose": "Make one classifier of parts with different classes: of any parents, architectures and data sets.",
+    "remove": "Remove classes from a network: their logits, and the neurons that only they need.",
+    "update": "Learn one class anew from new samples, through its slice; all other logits stay as they are.",
     "export": "Write a network as a program for ONNX Runtime or torch.export, compared on validation samples first.",
     "store": "Keep artefacts in a folder, find them by class, accuracy and size, share them on the Hub.",
     "evaluate": "Say what a network is worth on the test samples of its classes: accuracy, size, latency.",

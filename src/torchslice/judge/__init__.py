@@ -3,6 +3,7 @@
 from ..training import Accuracy, Cost, Latency, accuracy, accuracy_of, confusion, cost, latency, latency_ms, predict
 from .baselines import random_like, reinitialised
 from .calibrate import best_temperature, calibrate, calibration_error
+from .forgetting import Traces, forgetting
 from .outside import SCORES, auroc, false_positive_rate, features, nearest, threshold
 from .recalibrate import recalibrate, try_recalibration
 from .stages import STAGES, Stage, Stages, evaluate_stages
@@ -15,6 +16,7 @@ __all__ = [
     "Latency",
     "Stage",
     "Stages",
+    "Traces",
     "accuracy",
     "accuracy_of",
     "auroc",
@@ -26,6 +28,7 @@ __all__ = [
     "evaluate_stages",
     "false_positive_rate",
     "features",
+    "forgetting",
     "latency",
     "latency_ms",
     "nearest",

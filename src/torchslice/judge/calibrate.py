@@ -1,13 +1,15 @@
-"""Logits that can be believed: one temperature for a network, folded into its last layer.
+"""Logits that can be believed: one temperature for a network, folded into its last layer; logistic regression.
 
-Shapes: n samples, C classes.
+Shapes: n samples, C classes, K logits or features that a layer is given.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Task
@@ -90,3 +92,37 @@ def calibrate(neurons: Neurons, task: Task, *, logits: Tensor | None = None) -> 
         what = f"the weights of {neurons.head[0]!r} are used elsewhere too"
         raise TorchsliceError(f"{what}; this network cannot be calibrated.")
     return calibrated.model, temperature
+
+
+def likeliest(
+    layer: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, logits: Tensor, labels: Tensor
+) -> nn.Linear:
+    """Return the linear layer on logits [n, K] that makes labels [n] likeliest.
+
+    Logistic regression. The parameters have a Gaussian prior of deviation 1 around `start`, for few samples say little.
+
+    Args:
+        layer: weight [C, K] and bias [C] of some parameters, linear in them, so that the problem is convex.
+
+    >>> def scaled(values):
+    ...     return values[:1] * torch.eye(2).double(), values[1:]
+    >>> joint = likeliest(scaled, torch.tensor([1.0, 0.0, 0.0]), torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 0]))
+    >>> joint.weight[0, 0].item() > 0, joint.bias[0].item() > joint.bias[1].item()
+    (True, True)
+    """
+    found, around, given = start.double().requires_grad_(), start.double(), logits.double()
+    optimizer = torch.optim.LBFGS([found], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        weight, bias = layer(found)
+        prior = (found - around).square().sum() / (2 * len(labels))
+        value = F.cross_entropy(given @ weight.T + bias, labels) + prior
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    weight, bias = layer(found.detach())
+    joint = nn.Linear(weight.shape[1], weight.shape[0])
+    joint.load_state_dict({"weight": weight, "bias": bias})
+    return joint

@@ -5,12 +5,11 @@ Shapes: n samples, C classes, K logits of all networks, side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Task, check_task
@@ -19,6 +18,7 @@ from ..graph.neurons import Neurons, check_neurons
 from ..graph.record import check_model, evaluating
 from ..graph.views import copy_of
 from ..inputs import describe, device_of, run, to_device
+from ..judge.calibrate import likeliest
 from ..judge.outside import SCORES, threshold
 from ..models.composed import Composed, renormalised
 from ..training import Cost, Outcome, accuracy_of, cost, predict
@@ -158,40 +158,6 @@ def compose(parts: Sequence[Any], task: Task, *, renormalise: bool = False) -> C
         log.append({"step": f"part {len(log) + 1}, its classes alone", "validation_accuracy": score.overall})
     log.append({"step": "composed", "validation_accuracy": accuracy_of(composed, labels).overall})
     return _composition(networks, joint, task, log, composed)
-
-
-def likeliest(
-    layer: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, logits: Tensor, labels: Tensor
-) -> nn.Linear:
-    """Return the linear layer on logits [n, K] that makes labels [n] likeliest.
-
-    Logistic regression. The parameters have a Gaussian prior of deviation 1 around `start`, for few samples say little.
-
-    Args:
-        layer: weight [C, K] and bias [C] of some parameters, linear in them, so that the problem is convex.
-
-    >>> def scaled(values):
-    ...     return values[:1] * torch.eye(2).double(), values[1:]
-    >>> joint = likeliest(scaled, torch.tensor([1.0, 0.0, 0.0]), torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 0]))
-    >>> joint.weight[0, 0].item() > 0, joint.bias[0].item() > joint.bias[1].item()
-    (True, True)
-    """
-    found, around, given = start.double().requires_grad_(), start.double(), logits.double()
-    optimizer = torch.optim.LBFGS([found], max_iter=500, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        weight, bias = layer(found)
-        prior = (found - around).square().sum() / (2 * len(labels))
-        value = F.cross_entropy(given @ weight.T + bias, labels) + prior
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    weight, bias = layer(found.detach())
-    joint = nn.Linear(weight.shape[1], weight.shape[0])
-    joint.load_state_dict({"weight": weight, "bias": bias})
-    return joint
 
 
 def _network(part: Any, name: str, task: Task, renormalise: bool) -> nn.Module:
