@@ -27,7 +27,15 @@ def good() -> Given:
     gated = ts.gates.attach(ts.find_neurons(lively(Tiny()), task.example))
     rankings = ts.subtasks.rank(neurons, task, progress=False)
     parts = {"part": slices[task.classes[0]], "slices": slices, "rankings": rankings}
-    return Given(neurons=neurons, task=task, model=model, gated=gated, samples=task.train, **parts)
+    return Given(
+        neurons=neurons,
+        task=task,
+        model=model,
+        gated=gated,
+        samples=task.train,
+        reds=task.train.take(task.train.labels == 0),
+        **parts,
+    )
 
 
 def pair(given: Given) -> dict[str, Any]:
@@ -44,7 +52,7 @@ NEURONS: dict[str, Callable[[Given], object]] = {
     "extend": lambda g: ts.extend(g.neurons, g.task, g.part, training=QUICK),
     "replace": lambda g: ts.replace(g.neurons, {"red": g.neurons}, g.task),
     "remove": lambda g: ts.remove(g.neurons, g.task, g.slices, classes=["red"]),
-    "update": lambda g: ts.update(g.neurons, g.task, g.part, g.samples, training=QUICK),
+    "update": lambda g: ts.update(g.neurons, g.task, g.part, g.reds, training=QUICK),
     "gates.attach": lambda g: ts.gates.attach(g.neurons),
     "subtasks.rank": lambda g: ts.subtasks.rank(g.neurons, g.task, progress=False),
     "subtasks.objective": lambda g: ts.subtasks.objective(g.neurons, g.rankings),
