@@ -51,7 +51,7 @@ NEURONS: dict[str, Callable[[Given], object]] = {
     "readapt": lambda g: ts.readapt(g.neurons, g.task, g.part, g.samples, training=QUICK),
     "extend": lambda g: ts.extend(g.neurons, g.task, g.part, training=QUICK),
     "replace": lambda g: ts.replace(g.neurons, {"red": g.neurons}, g.task),
-    "remove": lambda g: ts.remove(g.neurons, g.task, g.slices, classes=["red"]),
+    "remove": lambda g: ts.remove(g.neurons, g.slices, classes=["red"]),
     "update": lambda g: ts.update(g.neurons, g.task, g.part, g.reds, training=QUICK),
     "gates.attach": lambda g: ts.gates.attach(g.neurons),
     "subtasks.rank": lambda g: ts.subtasks.rank(g.neurons, g.task, progress=False),

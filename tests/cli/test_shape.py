@@ -80,9 +80,7 @@ TABLE = {
         **{**OUT, "renormalise": False, "seed": 0, "json": False},
     },
     "remove": {
-        **{**SOURCE, **OPENING, **OUT, "classes": None, "finetune": 0, "control": 0},
-        **{name: default for name, default in TRAINING.items() if name != "epochs"},
-        "json": False,
+        **{**SOURCE, **OPENING, **OUT, "classes": None, "control": False, **TRAINING, "json": False},
     },
     "update": {
         **{**SOURCE, **OPENING, **OUT, "class": None, "new": None, "replay": 5.0, **TRAINING},

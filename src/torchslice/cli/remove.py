@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +13,7 @@ from ..cut.extract import extract
 from ..graph.find import find_neurons
 from ..judge import forgetting, reinitialised
 from ..runs.source import Opening
-from ..training import Training, fit
+from ..training import Training, cost, fit
 from . import common
 from .options import Part
 
@@ -25,14 +25,10 @@ def remove(
     out: common.Out,
     data: common.SourceData = None,
     opening: Opening = Opening(),
-    finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Then tune on the classes that are left.")] = 0,
     control: Annotated[
-        int,
-        typer.Option(
-            metavar="EPOCHS", min=0, help="Train a network without the classes, and look for what is left of them."
-        ),
-    ] = 0,
-    training: Annotated[Training, Part(skip=("epochs", "progress"))] = Training(),
+        bool, typer.Option("--control", help="Train a network without the classes, and look for what is left of them.")
+    ] = False,
+    training: Annotated[Training, Part(skip=("progress",))] = Training(),
     force: common.Force = False,
     as_json: common.Json = False,
 ) -> None:
@@ -40,27 +36,24 @@ def remove(
 
     With --control, test samples say what it still knows, beside a network that never knew the classes.
 
-    Example:  torchslice remove runs/r20 --classes cat --control 30 --out nocat.safetensors
+    Example:  torchslice remove runs/r20 --classes cat --control --epochs 30 --out nocat.safetensors
     """
     common.check_out(out, force=force)
     common.check_training(context, training)
-    if not finetune and not control:
-        of_training = {entry.name for entry in fields(training)} - {"seed", "device"}
-        common.check_needs(context, dict.fromkeys(of_training, ("finetune", ())))
+    of_training = {entry.name for entry in fields(training)} - {"seed", "device"}
+    common.check_needs(context, dict.fromkeys(of_training, ("control", ())))
     opened = opening.open(source, data, seed=training.seed, device=training.device)
     neurons, task, gone = opened.neurons(), opened.task, common.names(classes)
-    maintain.check_removing(task, gone)
-    tuning = replace(training, epochs=finetune) if finetune else None
-    made = maintain.remove(neurons, task, opened.slices(seed=training.seed), classes=gone, training=tuning)
-    save(made, out)
-    result: dict[str, Any] = {"artefact": str(out), "classes": made.classes, **made.to_plain()}
-    text = [str(made)]
+    left = maintain.classes_left(task.classes, gone)
+    made = maintain.remove(neurons, opened.slices(seed=training.seed), classes=gone)
+    save(made, out, classes=left, preprocessing=task.preprocessing)
+    result: dict[str, Any] = {"artefact": str(out), "classes": left}
+    text = [f"{cost(made, task.example)}; of the whole network: {cost(neurons.model, task.example)}"]
     if control:
-        rest = task.restrict(made.classes)
-        whole = extract(neurons, neurons.full(), classes=list(made.classes))
+        rest, whole = task.restrict(left), extract(neurons, neurons.full(), classes=left)
         new = reinitialised(whole, seed=training.seed)
-        fit(new, rest, replace(training, epochs=control))
-        networks = {"control": new, "row removed": whole, "removed": made.model}
+        fit(new, rest, training)
+        networks = {"control": new, "row removed": whole, "row and neurons": made}
         known = {name: find_neurons(network, rest.example) for name, network in networks.items()}
         found = forgetting(known, task, classes=gone)
         result["forgetting"] = found.to_plain()

@@ -1,6 +1,6 @@
 """Maintenance of trained networks: by training, keeping, replacing or removing the neurons of a slice."""
 
-from .classes import Removed, check_removing, remove, update
+from .classes import classes_left, remove, update
 from .compose import Composition, compose, replace
 from .extend import check_extending, check_extension, extend, settle
 from .partial import Computed, Partial
@@ -15,14 +15,13 @@ __all__ = [
     "Computed",
     "Extended",
     "Partial",
-    "Removed",
     "adapt",
     "check_extending",
     "check_extension",
     "check_readapting",
-    "check_removing",
     "check_restructuring",
     "check_samples",
+    "classes_left",
     "compose",
     "extend",
     "readapt",

@@ -3,95 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from dataclasses import replace as changed
-from typing import Any
+
+from torch import nn
 
 from ..cut.extract import extract
 from ..data import Split, Task, check_task, hold_out
 from ..errors import TorchsliceError
 from ..graph.find import find_neurons
 from ..graph.neurons import Neurons, check_neurons
+from ..registry import unknown
 from ..slices import Slice, union
-from ..training import Outcome, Training, accuracy, finetune
+from ..training import Training
 from .compose import Composition, replace
 from .readapt import TRAINING, adapt, check_samples
 
 
-@dataclass(frozen=True, eq=False)
-class Removed(Outcome):
-    """A network without some of its classes; prints as a table, and `save` needs no more.
+def remove(neurons: Neurons, slices: Mapping[str, Slice], *, classes: Sequence[str]) -> nn.Module:
+    """Return the network without some classes: without their logits, and the neurons that only they need.
 
-    Attributes:
-        classes: that are left, in the order of the logits.
-        preprocessing: how its inputs are made.
-        slice: the neurons of the network that stayed.
-    """
-
-    classes: tuple[str, ...] = field(kw_only=True)
-    preprocessing: dict[str, Any] | None = field(kw_only=True, repr=False)
-    slice: Slice = field(kw_only=True)
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """All but the network, as plain data."""
-        return self.to_plain()
-
-
-def remove(
-    neurons: Neurons,
-    task: Task,
-    slices: Mapping[str, Slice],
-    *,
-    classes: Sequence[str],
-    training: Training | None = None,
-) -> Removed:
-    """Remove classes from a network: their logits, and the neurons that only they need; optionally tune the rest.
-
-    Whether the network has forgotten them is another question, which `judge.forgetting` answers: what other neurons
-    know of a class stays.
+    Whether it has forgotten them is another question, which `judge.forgetting` answers: what other neurons know of a
+    class stays.
 
     Args:
-        task: samples of the classes of the network.
-        slices: of all classes. Neurons of the slices of `classes` go that are in no other.
-        training: of the tuning on the samples of the other classes.
+        slices: of all classes, in the order of the logits. Neurons of the slices of `classes` go that are in no other.
 
     Raises TorchsliceError where fewer than two classes would be left.
 
-    >>> removed = remove(neurons, task, slices, classes=["7"], training=quick)
-    >>> removed.classes, removed.model(task.example).shape
-    (('0', '1', '2', '3', '4', '5', '6', '8', '9'), torch.Size([2, 9]))
+    >>> nine = remove(neurons, slices, classes=["7"])
+    >>> nine(task.example).shape
+    torch.Size([2, 9])
     """
     check_neurons(neurons)
-    check_task(task)
-    left = check_removing(task, classes)
-    if missing := [name for name in task.classes if name not in slices]:
-        raise TorchsliceError(f"there is no slice of class {missing[0]!r}; give the slices of all classes.")
-    kept = ~union(slices[name] for name in classes) | union(slices[name] for name in left)
-    rest, indices = task.restrict(left), task.class_indices(left)
-    whole, network = (extract(neurons, part, classes=indices) for part in (neurons.full(), kept))
-    log = [
-        {"step": step, "validation_accuracy": accuracy(model, rest, "validation", output=neurons.output).overall}
-        for step, model in {"whole network": whole, "removed": network}.items()
-    ]
-    if training is not None:
-        tuned = finetune(network, rest, training, output=neurons.output)
-        network = tuned.model
-        log.append({"step": "tuned", "validation_accuracy": tuned.best["validation_accuracy"]})
-    about = {"removed_classes": list(classes), "neuron_retention": kept.neuron_retention}
-    return Removed(
-        network, tuple(log), len(log) - 1, about, classes=tuple(left), preprocessing=task.preprocessing, slice=kept
-    )
-
-
-def check_removing(task: Task, classes: Sequence[str]) -> list[str]:
-    """Return the classes that are left; raise where they are too few."""
-    task.class_indices(classes)  # says which there are
-    left = [name for name in task.classes if name not in classes]
-    if len(left) < 2:
+    if not isinstance(slices, Mapping) or len(slices) != neurons.num_classes:
         raise TorchsliceError(
-            f"without {', '.join(classes)} there is {left[0] if left else 'no class'} left, and a classifier needs at "
-            "least two classes; remove fewer."
+            f"give the slices of all {neurons.num_classes} classes by name, in the order of the logits."
+        )
+    left = classes_left(tuple(slices), classes)
+    kept = ~union(slices[name] for name in classes) | union(slices[name] for name in left)
+    return extract(neurons, kept, classes=[list(slices).index(name) for name in left])
+
+
+def classes_left(known: Sequence[str], removed: Sequence[str]) -> list[str]:
+    """Return the classes that are left; raise where they are too few, and for one that is not known."""
+    for name in removed:
+        if name not in known:
+            raise unknown("class", name, known)
+    left = [name for name in known if name not in removed]
+    if not removed or len(left) < 2:
+        names = ", ".join(removed) or "nothing"
+        raise TorchsliceError(
+            f"without {names} there would be {len(left)} of {len(known)} classes left; remove one, and leave two."
         )
     return left
 
