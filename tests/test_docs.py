@@ -16,7 +16,13 @@ from torchslice.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-TEXTS = [ROOT / "README.md", *PAGES, ROOT / "docs/results/README.md", ROOT / "docs/results/sub-task-tries.md"]
+TEXTS = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *PAGES,
+    ROOT / "docs/results/README.md",
+    ROOT / "docs/results/sub-task-tries.md",
+]
 GROUP = typer.main.get_command(app)
 
 
