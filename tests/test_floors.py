@@ -25,7 +25,7 @@ FLOORS = (
     ("cut", "training"),
     ("budget", "reused"),
     ("find.gates", "find.semantic", "find.subtasks", "judge", "maintain", "artefact"),
-    ("submodel",),
+    ("submodel", "show"),
     ("runs",),
     ("demo",),
     ("cli",),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .find import gates, semantic, subtasks
     from .graph.find import find_neurons
     from .maintain import compose, extend, readapt, remove, replace, restructure, update
+    from .show import report
     from .slices import Slice
     from .submodel import reuse
     from .training import Training, accuracy, finetune, fit
@@ -31,6 +32,7 @@ _HOMES = {
     ".submodel": ("reuse",),
     ".maintain": ("compose", "extend", "readapt", "remove", "replace", "restructure", "update"),
     ".artefact": ("export", "load", "save"),
+    ".show": ("report",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {*_HOMES["."], *_HOMES[".find"]}
@@ -56,6 +58,7 @@ __all__ = [
     "readapt",
     "remove",
     "replace",
+    "report",
     "restructure",
     "retention",
     "reuse",

@@ -75,6 +75,12 @@ EARLY = [
     ("groups {standard} --metric tailor", ["'tailor'", "Did you mean 'taylor'?"]),
     (f"{SLICE} --strategy by-group --outside -1", ["--outside must be in [0, 1)"]),
     (f"{SLICE} --outside 0.3", ["--outside plays no part"]),
+    ("plot {standard} --out {out}", ["is written as .png, .svg or .pdf"]),
+    ("plot {standard} --what tre --out {out}", ["tre", "sharing"]),
+    ("plot {standard} --layer x --what tree --out x.png", ["--layer plays no part with --what tree"]),
+    ("plot {pt} --what training --out x.png", ["is no run, so nothing is known of its training"]),
+    ("report {standard}", ["--out"]),
+    ("report {standard} --out {out} --metric tailor", ["'tailor'", "Did you mean 'taylor'?"]),
     (f"{SLICE} --theta 0", ["--theta must be in (0, 1]"]),
     (f"{SLICE} --slope -1", ["--slope", "at least 0"]),
     (f"{SLICE} --strategy per-class --neuron-fraction 2", ["--neuron-fraction must be in (0, 1]"]),
@@ -183,6 +189,8 @@ EARLY = [
 ]
 #: Refused once the data are loaded.
 LATE = [
+    ("report {standard} --out {out} --classes 3,12", ["'12'"]),
+    ("plot {standard} --what overlap --layer nowhere --out x.png", ["unknown layer 'nowhere'"]),
     ("groups {standard} --count 11", ["--count must be 1 to 10", "got 11"]),
     ("train convnet folder:{tmp}/nowhere --out {out}", ["nowhere", "one sub-folder"]),
     ("train convnet cifar10 --out {out}", ["cifar10", "cifar-10-batches-py", "--data-dir"]),

@@ -98,6 +98,15 @@ TABLE = {
     "store remove": {"STORE": None, "NAME": None},
     "store push": {"STORE": None, "NAME": None, "USER/REPOSITORY": None, "public": False},
     "store pull": {"STORE": None, "USER/REPOSITORY": None, "NAME": None, "force": False, "json": False},
+    "report": {
+        **{**SOURCE, **OPENING, **OUT, **RUNNING},
+        **{"classes": None, "metric": "taylor", "samples_per_class": 128},
+    },
+    "plot": {
+        **{**SOURCE, **OUT, **RUNNING},
+        **{name: default for name, default in OPENING.items() if name != "slices"},
+        **{"what": "tree", "layer": None, "metric": "taylor", "samples_per_class": 128},
+    },
     "evaluate": {**SOURCE, **{name: x for name, x in OPENING.items() if name != "slices"}, **RUNNING},
 }
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "numpy")

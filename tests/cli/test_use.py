@@ -54,6 +54,40 @@ def test_groups_are_those_that_python_finds(torchslice, standard):
     assert "semantic groups of" in text and "Next:  torchslice slice" in text and "--strategy by-group" in text
 
 
+# -- report and plot ----------------------------------------------------------------------------------------------
+def test_a_report_of_a_run_holds_everything(torchslice, standard, copy_of, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder, out = copy_of(standard), tmp_path / "report.html"
+    torchslice("slice", folder, "--strategy", "by-group", *FEW, *CPU)
+    result = torchslice("report", folder, "--out", out, "--classes", "3,8", *FEW, *CPU, "--json").json
+    text = out.read_text()
+    assert result["bytes"] == len(text.encode()) < 3_000_000
+    sections = ("parts", "sharing", "groups", "stages", "training", "layers")
+    assert all(f'id="{section}"' in text for section in sections) and "random slice, recalibrated" in text
+    assert str(folder) in text
+
+
+def test_a_report_of_an_unfinished_run_shows_what_there_is(torchslice, standard, copy_of, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder, out = copy_of(standard), tmp_path / "report.html"
+    plain = json.loads((folder / "run.json").read_text())
+    plain["recipe"]["training"]["epochs"] += 3
+    (folder / "run.json").write_text(json.dumps(plain))
+    torchslice("report", folder, "--out", out, *CPU)
+    text = out.read_text()
+    assert "This run is not trained to its end" in text and 'id="layers"' in text and 'id="training"' in text
+    assert 'id="groups"' not in text
+
+
+@pytest.mark.parametrize("what", ["tree", "overlap", "sharing", "training"])
+def test_plots(torchslice, standard, tmp_path, what):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "x.png"
+    layer = ("--layer", "features.3.0") if what == "overlap" else ()
+    assert "drawn: " in torchslice("plot", standard, "--what", what, *layer, "--out", out, *FEW, *CPU).out
+    assert out.read_bytes()[:4] == b"\x89PNG"
+
+
 def test_slices_by_gates_and_their_report(torchslice, gates, copy_of):
     folder = copy_of(gates)
     result = torchslice("slice", folder, "--frequency-threshold", 0.8, *CPU, "--json").json

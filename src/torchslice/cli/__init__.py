@@ -35,6 +35,8 @@ COMMANDS = {
     "update": "Learn one class anew from new samples, through its slice; all other logits stay as they are.",
     "export": "Write a network as a program for ONNX Runtime or torch.export, compared on validation samples first.",
     "store": "Keep artefacts in a folder, find them by class, accuracy and size, share them on the Hub.",
+    "report": "Write one page about a network: what can be cut, what classes share, what a part of any of them costs.",
+    "plot": "Draw one figure about a network into a file.",
     "evaluate": "Say what a network is worth on the test samples of its classes: accuracy, size, latency.",
 }
 SETTINGS = {"help_option_names": ["--help", "-h"]}

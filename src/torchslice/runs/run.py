@@ -158,10 +158,17 @@ class Run:
         return gates.attach(neurons, seed=self.recipe.training.seed), self.recipe.method.objective
 
     @property
+    def rows(self) -> list[Row]:
+        """One row for every finished epoch, as `fit` returns them."""
+        parts = [read_checkpoint(path, tensors=False)[0]["history"] for path in self._checkpoints if path.exists()]
+        return [
+            {**row, "epoch": row["epoch"] + n * self.recipe.first_epochs} for n, of in enumerate(parts) for row in of
+        ]
+
+    @property
     def epochs_done(self) -> int:
         """Number of finished epochs."""
-        states = [read_checkpoint(path, tensors=False)[0] for path in self._checkpoints if path.exists()]
-        return sum(state["history"][-1]["epoch"] for state in states if state["history"])
+        return len(self.rows)
 
     def network(self, task: Task, *, device: str = "auto") -> Neurons | GatedModel:
         """Return the neurons of the trained network, or the network with its gates, in eval mode.
