@@ -13,7 +13,7 @@ import torchslice
 NAMES = [
     *("Slice", "TorchsliceError", "Training", "accuracy", "compose", "data", "export", "extend", "extract"),
     *("find_neurons", "finetune", "fit", "gates", "judge", "load", "masked", "models", "readapt", "remove"),
-    *("replace", "restructure", "retention", "reuse", "save", "semantic", "subtasks", "update"),
+    *("replace", "report", "restructure", "retention", "reuse", "save", "semantic", "subtasks", "update"),
 ]
 MODULES = {
     "data": "Images Samples Split Stored Task hold_out joined limit load names task",
@@ -21,8 +21,8 @@ MODULES = {
     "judge": "accuracy auroc calibrate calibration_error confusion cost evaluate_stages false_positive_rate features "
     "forgetting latency_ms nearest predict random_like recalibrate reinitialised threshold",
     "models": "create names",
-    "semantic": "METRICS Contributions PerClass PerLayer ReachTheta SemanticSlices class_slices contributions "
-    "similarity",
+    "semantic": "METRICS ByGroup Contributions Group Groups PerClass PerLayer ReachTheta SemanticSlices class_slices "
+    "contributions groups similarity",
     "subtasks": "SubTasks objective rank",
 }
 
