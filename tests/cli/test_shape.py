@@ -217,7 +217,7 @@ def test_completion_of_commands_imports_nothing_heavy():
         "import atexit, sys; from torchslice.cli import main;"
         f"atexit.register(lambda: print(*(m for m in {HEAVY} if m in sys.modules))); main()"
     )
-    assert sorted(complete("re", code=code)) == ["readapt", "remove", "replace", "restructure"]
+    assert sorted(complete("re", code=code)) == ["readapt", "remove", "replace", "report", "restructure"]
     assert complete("", code=code) == [*COMMANDS]
 
 
