@@ -25,6 +25,7 @@ NAMES = (
     "readapt",
     "extend",
     "replace",
+    "remove",
     "text",
     "vit",
     "conformance",

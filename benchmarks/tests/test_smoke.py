@@ -17,6 +17,7 @@ from benchmarks import (
     mwt,
     readapt,
     recipe,
+    remove,
     restructure,
     reuse,
     semantic,
@@ -323,6 +324,16 @@ def test_replace(monkeypatch: pytest.MonkeyPatch) -> None:
         missing = len(known) if arm == "data set known" else 0 if arm == "composed" else 2
         assert known.count(None) == missing and all(0 <= value <= 1 for value in known if value is not None)
     assert page.count("| replaced, 50% of the strong network |") == 3 and "| composed |" in page
+
+
+def test_remove(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(remove.BENCHMARK, monkeypatch)
+    arms = {row["arm"]: row for row in run["rows"]}
+    assert list(arms) == [*remove.ARMS] and all(f"| {arm} |" in page for arm in arms)
+    assert arms["control"]["distance"] == 0 < arms["control: another seed"]["distance"]
+    assert arms["row removed"]["neurons"] == 1 > arms["row and neurons"]["neurons"]
+    assert arms["row removed"]["kept_accuracy"] > 0.5 and 0.5 < arms["row removed"]["probe"] <= 1
+    assert all((row["steps"] is None) == (row["never"] == 1) for row in arms.values())
 
 
 def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
