@@ -157,7 +157,7 @@ def test_parts_that_do_not_fit(weak: Neurons) -> None:
     ]:
         with pytest.raises(TorchsliceError, match=text):
             compose(parts, five)
-    with pytest.raises(TorchsliceError, match="give data prepared as it wants them"):
+    with pytest.raises(TorchsliceError, match="give its data"):
         compose([weak, part(other, rest, preprocessing=size)], five, renormalise=True)
 
 

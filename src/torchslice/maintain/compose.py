@@ -89,8 +89,7 @@ def replace(neurons: Neurons, parts: Mapping[str, Any], task: Task, *, renormali
     named = {"network": neurons} | {f"part for {name}": part for name, part in parts.items()}
     asked = {id(part): name for name, part in reversed(named.items())}  # one that is named twice is asked once
     networks = {name: _network(named[name], name, task, renormalise) for name in reversed(asked.values())}
-    logits = predict(Composed(list(networks.values()), nn.Identity()), task, "validation")  # [n, K]
-    own, labels = torch.tensor(indices), task.validation.labels
+    logits, own, labels = _side_by_side(networks, task), torch.tensor(indices), task.validation.labels
     width = logits.shape[1]
 
     def rows(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,10 +138,7 @@ def compose(parts: Sequence[Any], task: Task, *, renormalise: bool = False) -> C
         raise TorchsliceError(f"more than one part knows {', '.join(map(repr, twice))}; give every class to one part.")
     task = task.restrict(names)
     networks = {f"part {n}": _network(part, f"part {n}", task, renormalise) for n, part in enumerate(parts, start=1)}
-    logits, labels = (
-        predict(Composed(list(networks.values()), nn.Identity()), task, "validation"),
-        task.validation.labels,
-    )
+    logits, labels = _side_by_side(networks, task), task.validation.labels
     sizes = torch.tensor([len(part.classes) for part in parts])
 
     def shifted(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,18 +165,15 @@ def _network(part: Any, name: str, task: Task, renormalise: bool) -> nn.Module:
             f"find_neurons(model, example, classes=[...]); got {type(part).__name__}."
         )
     check_model(model)
-    network, own, given = copy_of(model, {}), getattr(part, "preprocessing", None), task.preprocessing
-    fields = [] if own is None or given is None else [key for key in {**given, **own} if own.get(key) != given.get(key)]
-    if fields and renormalise and {*fields} <= {"mean", "std"}:
-        assert own is not None and given is not None
+    network, given = copy_of(model, {}), task.preprocessing or {}
+    own = getattr(part, "preprocessing", None) or given
+    differ = [name for name in {**given, **own} if given and own.get(name) != given.get(name)]
+    if differ and renormalise and {*differ} <= {"mean", "std"}:
         network = renormalised(network, given, own)
-    elif fields:
-        assert own is not None and given is not None
-        differ = "; ".join(f"{key} is {own.get(key)} there and {given.get(key)} here" for key in fields)
-        remedy = (
-            "give data prepared as it wants them" if renormalise else "give renormalise=True if only mean or std differ"
-        )
-        raise TorchsliceError(f"{name} does not take inputs as {task.name} has them: {differ}; {remedy}.")
+    elif differ:
+        fields = "; ".join(f"{field} is {own.get(field)} there and {given.get(field)} here" for field in differ)
+        remedy = "give its data" if renormalise else "give renormalise=True if only mean or std differ"
+        raise TorchsliceError(f"{name} does not take inputs as {task.name} has them: {fields}; {remedy}.")
     inputs = to_device(task.example, device_of(network))
     try:
         with evaluating(network):
@@ -194,6 +187,12 @@ def _network(part: Any, name: str, task: Task, renormalise: bool) -> nn.Module:
     return network
 
 
+def _side_by_side(networks: Mapping[str, nn.Module], task: Task) -> Tensor:
+    """Bring networks to the device of the first and return their validation logits, [n, K]."""
+    asked = Composed([*networks.values()], nn.Identity())
+    return predict(asked.to(device_of(asked)), task, "validation")
+
+
 def _figures(logits: Tensor, labels: Tensor, replaced: Tensor) -> dict[str, float]:
     """Return the accuracy on all samples, on those of replaced classes, and on the others."""
     mine = torch.isin(labels, replaced)
@@ -205,7 +204,8 @@ def _composition(
     networks: Mapping[str, nn.Module], joint: nn.Linear, task: Task, log: Sequence[Row], logits: Tensor
 ) -> Composition:
     """Build the network, and say what it costs and where "none of my classes" begins."""
-    model = Composed([*networks.values()], joint).to(device_of(next(iter(networks.values())))).eval()
+    model = Composed([*networks.values()], joint).eval()
+    model.to(device_of(model))
     costs = {name: cost(network, task.example) for name, network in {**networks, "together": model}.items()}
     return Composition(
         model,
