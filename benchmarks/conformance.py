@@ -37,7 +37,8 @@ from .tables import Run, head, markdown
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 ARCHITECTURES = ["albert", "bert", "distilbert", "electra", "gpt2", "llama", "modernbert", "qwen2", "roberta", "vit"]
-SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_labels": 10, "pad_token_id": 0}
+SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}
+SMALL |= {"num_labels": 10, "pad_token_id": 0}
 PATIENCE = 20  # times its limit may pass by the clock, where other work runs beside
 EXACT = 1e-5  # largest difference, as a share of the largest logit
 

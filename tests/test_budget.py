@@ -97,3 +97,9 @@ def test_a_time_is_measured_on_the_networks_that_are_cut(neurons, monkeypatch):
 def test_bad_budgets(neurons, options, message):
     with pytest.raises(TorchsliceError, match=message):
         fit_budget(neurons, backwards(neurons), **options)
+
+
+def test_rows_are_rounded_so_that_heads_leave_one_by_one():
+    heads = prepared("heads")  # 4 heads of 6 rows
+    assert heads.steps(8) == {"qkv": 4} and heads.steps(3)["qkv"] == 1
+    assert prepared("vit").steps(8)["blocks.0.attn.qkv"] < 8

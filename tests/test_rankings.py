@@ -104,17 +104,18 @@ def test_equal_prefixes_of_classes_are_a_prefix_of_the_joined_ranking(some, leng
 def test_widths_by_hand():
     layers = {"a": 16, "b": 16, "c": 16}
     assert widths(layers, 0.25, powers=(0.5, 1.5)) == {"a": 8, "b": 4, "c": 2}
-    assert widths(layers, 0.25, powers=(1, 1), round_to=8) == {"a": 8, "b": 8, "c": 8}
-    assert widths({"a": 3, "b": 10}, 0.01, round_to=8) == {"a": 3, "b": 8}
+    assert widths(layers, 0.25, powers=(1, 1), steps=dict.fromkeys(layers, 8)) == {"a": 8, "b": 8, "c": 8}
+    assert widths({"a": 3, "b": 10}, 0.01, steps={"a": 8, "b": 4}) == {"a": 3, "b": 4}
     assert widths({"a": 3}, 0.01) == {"a": 1}
 
 
 @given(st.floats(0.001, 1), st.floats(0.001, 1), st.sampled_from([1, 8]))
-def test_a_larger_share_gives_no_layer_less_and_the_whole_gives_all(one, other, round_to):
+def test_a_larger_share_gives_no_layer_less_and_the_whole_gives_all(one, other, step):
     layers = {"a": 30, "b": 64, "c": 7, "d": 1}
-    less, more = (widths(layers, share, round_to=round_to) for share in sorted((one, other)))
+    steps = dict.fromkeys(layers, step)
+    less, more = (widths(layers, share, steps=steps) for share in sorted((one, other)))
     assert all(1 <= less[name] <= more[name] <= layers[name] for name in layers)
-    assert widths(layers, 1.0, round_to=round_to) == layers
+    assert widths(layers, 1.0, steps=steps) == layers
 
 
 @pytest.mark.parametrize(

@@ -179,3 +179,10 @@ def test_the_card_of_a_network_of_texts_is_short_and_asks_for_no_permission(trai
     text = card(read_record(path), "me/three")
     assert '"tokenizer": "in the file", "pad_token": 0' in text and len(text) < 1500
     assert "allow_import" not in text and ts.load(path).classes == trained.classes
+
+
+def test_a_batch_of_longer_texts_than_the_model_takes_is_refused() -> None:
+    inputs = {"input_ids": torch.zeros(2, 17, dtype=torch.int64), "attention_mask": torch.ones(2, 17)}
+    for model in (encoder(), import_transformers().BertForSequenceClassification(config())):
+        with pytest.raises(TorchsliceError, match="texts of 17 tokens, and the model takes 16 at most. Shorten"):
+            ts.find_neurons(model, inputs)

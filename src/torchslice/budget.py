@@ -48,7 +48,8 @@ def fit_budget(
         latency_ms: most milliseconds of a forward pass of one sample, measured here and now on the networks that are
             tried.
         powers: how widths spread over depth, see `rankings.widths`.
-        round_to: widths are multiples of it, rounded up, for odd ones are slow.
+        round_to: widths are multiples of it, rounded up, for odd ones are slow. They are counted in rows of the weight,
+            so that layers of wide heads lose one head at a time.
 
     Raises TorchsliceError for a budget that the smallest such network exceeds; it says what that one needs.
 
@@ -61,16 +62,16 @@ def fit_budget(
     if round_to < 1:
         raise TorchsliceError(f"round_to must be at least 1, got {round_to}.")
     logits = neurons.num_classes if classes is None else len(classes)
-    layers, last = list(neurons.layers), list(neurons.layers)[-1]
+    layers, last, steps = list(neurons.layers), list(neurons.layers)[-1], neurons.steps(round_to)
 
     def part(share: int, wider: int = 0) -> Slice:
         """Return the prefixes at a share of the widths, the first `wider` layers one step of all larger."""
         counts, more = (
-            widths(ranking.layers, min(1, max(step, 0.5) / SHARES), powers=powers, round_to=round_to)
+            widths(ranking.layers, min(1, max(step, 0.5) / SHARES), powers=powers, steps=steps)
             for step in (share, share + 1)
         )
         counts |= {layer: more[layer] for layer in layers[:wider]}
-        counts[last] = min(ranking.layers[last], max(counts[last], -(-logits // round_to) * round_to))
+        counts[last] = min(ranking.layers[last], max(counts[last], -(-logits // steps[last]) * steps[last]))
         return neurons.closed(ranking.prefix(counts))
 
     def needs(slice_: Slice) -> float:
@@ -85,7 +86,7 @@ def fit_budget(
 
     if (least := needs(part(0))) > most:
         raise TorchsliceError(
-            f"no sub-model fits {name}={most:g}: the smallest, of {round_to} neurons in every layer or all it has, "
+            f"no sub-model fits {name}={most:g}: the smallest, of {round_to} rows in every layer or all it has, "
             f"needs {least:.3g}. Give {name}={least * 1.005:.2g} or more, or a smaller round_to."
         )
     share = _largest(SHARES, lambda share: needs(part(share)) <= most)

@@ -151,8 +151,22 @@ def describe(thing: Any) -> str:
 def call_model(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Call a model on inputs: a tensor as it is, a tuple or list as arguments, a dictionary as keyword arguments."""
     if isinstance(inputs, dict):
+        _check_length(model, inputs)
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def _check_length(model: Any, inputs: dict[str, Any]) -> None:
+    """Raise for texts of more tokens than a network of transformers has places for."""
+    tokens = inputs.get("input_ids")
+    if isinstance(tokens, Tensor) and isinstance(model, nn.Module):
+        configs = (module.config for module in model.modules() if hasattr(module, "config"))
+        most = getattr(next(configs, None), "max_position_embeddings", None)
+        if most is not None and tokens.shape[-1] > most:
+            raise TorchsliceError(
+                f"a batch has texts of {tokens.shape[-1]} tokens, and the model takes {most} at most. Shorten them "
+                "where they are tokenised (truncation=True, max_length=...)."
+            )
 
 
 def logits_of(result: Any, output: Output = None) -> Tensor:

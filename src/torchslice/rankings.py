@@ -177,7 +177,11 @@ def scaled(scores: Tensor) -> Tensor:
 
 
 def widths(
-    layers: Mapping[str, int], share: float, *, powers: tuple[float, float] = POWERS, round_to: int = 1
+    layers: Mapping[str, int],
+    share: float,
+    *,
+    powers: tuple[float, float] = POWERS,
+    steps: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Spread a share in (0, 1] of the network over its layers: how many neurons of each are kept, {layer: count}.
 
@@ -187,7 +191,7 @@ def widths(
     Args:
         layers: N of every layer, in forward order.
         powers: p of the first layer and of the last.
-        round_to: counts are rounded up to a multiple of it (at most to N), as hardware likes it.
+        steps: {layer: number}, of which its count is a multiple, rounded up (at most to N); 1 by default.
 
     >>> widths({"a": 16, "b": 16, "c": 16}, 0.25, powers=(0.5, 1.5))
     {'a': 8, 'b': 4, 'c': 2}
@@ -198,5 +202,6 @@ def widths(
     counts = {}
     for (layer, width), power in zip(layers.items(), exponents, strict=True):
         count = max(1, round(width * share**power))
-        counts[layer] = min(width, -(-count // round_to) * round_to)
+        step = 1 if steps is None else steps[layer]
+        counts[layer] = min(width, -(-count // step) * step)
     return counts

@@ -98,7 +98,9 @@ def test_sub_tasks(name: str) -> None:
     rows = ts.fit(neurons.model, sealed(task), training, objective=objective)
     assert rows[-1]["loss"] < rows[0]["loss"]
     ranking = by_best_rank([rankings["ant"], rankings["cat"]])
-    small = ts.extract(neurons, ranking.prefix(widths(ranking.layers, 0.5, round_to=8)), classes=["ant", "cat"])
+    small = ts.extract(
+        neurons, ranking.prefix(widths(ranking.layers, 0.5, steps=neurons.steps(8))), classes=["ant", "cat"]
+    )
     better = recalibrate(small, sealed(task).restrict(["ant", "cat"]))
     assert ts.accuracy(better, task.restrict(["ant", "cat"])).overall > 0.8
 

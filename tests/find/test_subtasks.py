@@ -117,7 +117,7 @@ def test_widths_are_those_of_the_sub_models_that_are_cut(small):
     model, _, images, neurons = small
     sub_tasks = objective(neurons, random_rankings(neurons))
     ranking = by_best_rank(sub_tasks.rankings[label] for label in (1, 4))
-    counts = widths(ranking.layers, 0.4, round_to=8)
+    counts = widths(ranking.layers, 0.4, steps=neurons.steps(8))
     assert any(count < ranking.layers[name] for name, count in counts.items())
     held = held_view(neurons.on(copy.deepcopy(model)), plan(neurons, ranking.prefix(counts)).held)
     actual = sub_tasks.logits(model, images, (1, 4), 0.4)

@@ -77,6 +77,11 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).softmax(-1) @ v
 
 
+def by_letters(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.einsum("b h i d, b h j d -> b h i j", q, k).softmax(-1)
+    return torch.einsum("bhij,bhjd->bihd", weights, v).transpose(1, 2)
+
+
 def across_tokens(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The attention of XCiT, between dimensions."""
     return (F.normalize(q, dim=-2).mT @ k).softmax(-1) @ v.mT
@@ -94,6 +99,7 @@ def across_tokens(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (lambda q, k, v: by_hand(F.layer_norm(q, (6,)), F.rms_norm(k, (6,)), v), 4),
         (lambda q, k, v: by_hand(q, torch.cat([-k[..., 3:], k[..., :3]], -1) * torch.arange(6.0), v), 4),
         (lambda q, k, v: across_tokens(q, k, v).mT, 4),
+        (by_letters, 4),
     ],
 )
 def test_every_way_to_attend(attend, key_heads: int) -> None:
@@ -178,3 +184,25 @@ def test_a_copy_of_the_neurons_serves_a_trained_copy() -> None:
     neurons = prepared("llama")
     moved = neurons.on(copy.deepcopy(neurons.model))
     assert extract(moved, moved.random(0.5)).config is not None
+
+
+def test_a_single_head_that_divides_by_the_root_of_its_width_keeps_it() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))).mean(1)
+
+    neurons, other = find_neurons(Single(), torch.randn(2, 3, 5)), torch.randn(2, 3, 5)
+    assert "divides by the root of their number" in neurons.layers["q"].stays and not neurons.layers["v"].stays
+    slice_ = neurons.random(0.5)
+    small = extract(neurons, slice_)
+    assert (small.q.out_features, small.v.out_features) == (8, 3)
+    assert torch.allclose(logits(small, other), logits(masked(neurons, slice_), other), atol=1e-6)
+
+
+def test_a_factor_that_follows_from_a_width_pins_it() -> None:
+    neurons = find_neurons(Net(lambda x: x.relu() * x.shape[1] ** -0.5).eval(), IMAGE)
+    assert "mul writes the width into the code" in neurons.pinned["a"] and neurons.layers["b"].count == 6

@@ -68,6 +68,8 @@ def held_view(neurons: Neurons, held: Mapping[str, Flags]) -> nn.Module:
 
 
 def _zeroed(flags: Tensor, axis: int, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    if output.is_nested:  # the padded texts of nn.TransformerEncoder
+        return torch.nested.as_nested_tensor([_zeroed(flags, axis, module, inputs, text) for text in output.unbind()])
     shape = [1] * output.dim()
     shape[axis] = -1
     return output.masked_fill(flags.to(output.device).view(shape), 0)

@@ -123,7 +123,7 @@ class SubTasks:
 
     def _planned(self, classes: tuple[int, ...], share: float) -> Plan:
         ranking = by_best_rank(self.rankings[label] for label in classes)
-        part = ranking.prefix(widths(ranking.layers, share, round_to=self.round_to))
+        part = ranking.prefix(widths(ranking.layers, share, steps=self.neurons.steps(self.round_to)))
         return plan(self.neurons, self.neurons.closed(part))
 
 

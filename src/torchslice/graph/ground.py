@@ -57,7 +57,8 @@ class Ground:
                 self.shared.add(f"{name}.{key}")
 
     def _where(self, call: Call) -> str:
-        return f"{call.name} in {call.module!r}" if call.module else call.name
+        hint = " (see models.with_plain_attention)" if call.name == "multi_head_attention_forward" else ""
+        return (f"{call.name} in {call.module!r}" if call.module else call.name) + hint
 
     def _unknown(self, call: Call, why: str = "a function torchslice does not know") -> None:
         """Pin all channels that the call reads: nothing is known of what comes out."""

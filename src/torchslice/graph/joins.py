@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,6 +68,8 @@ class Joins(Moves):
             return
         tensor, scalar = (a, b) if isinstance(a, Value) else (b, a)
         source = self._known(tensor)
+        if type(scalar) is float:  # it may follow from a width
+            self.doubtful.append(call)
         if source is not None:
             stays = call.name in MULTIPLICATIVE or call.name in DIVISION or scalar == 0
             self.channels[out] = self._step(call, "keep" if stays else "lose", [source], source.ids)
@@ -202,11 +205,9 @@ class Joins(Moves):
         q, k, v, mask = (arg(call, i, n) for i, n in enumerate(("query", "key", "value", "attn_mask")))
         if call.kwargs.get("enable_gqa"):
             k, v = (self._repeated(call, value, q.shape[-3]) for value in (k, v))
-        turned = Value((*k.shape[:-2], k.shape[-1], k.shape[-2]), k.dynamic)
-        if (channels := self._known(k)) is not None:
-            ids = channels.ids.reshape((1,) * (2 - channels.ids.ndim) + channels.ids.shape).swapaxes(-1, -2)
-            index = np.arange(channels.ids.size).reshape(ids.swapaxes(-1, -2).shape).swapaxes(-1, -2)
-            self.channels[turned] = self._step(call, "keep", [channels], ids, index=index)
+        if call.kwargs.get("scale") is None and (channels := self._known(q)) is not None and channels.axes == (-1,):
+            self.flow.stays.append((channels.ids.ravel(), f"{self._where(call)} divides by the root of their number"))
+        turned = self._permuted(call, k, [*range(len(k.shape) - 2), -1, -2])
         scores, weights = (Value((*q.shape[:-1], k.shape[-2]), True) for _ in range(2))
         self._contract(call, q, turned, scores)
         if isinstance(mask, Value):
@@ -214,6 +215,39 @@ class Joins(Moves):
         elif (channels := self.channels.get(scores)) is not None:
             self.channels[weights] = self._step(call, "lose", [channels], channels.ids)
         self._contract(call, weights, v, call.outputs[0])
+
+    def _einsum(self, call: Call) -> None:
+        """A product of two tensors as einsum writes it, such as "bhid,bhjd->bhij"."""
+        written, *given = call.args
+        found = re.fullmatch(r"(\w+),(\w+)->(\w+)", written.replace(" ", "")) if isinstance(written, str) else None
+        if found is None or len(given) != 2 or not all(isinstance(value, Value) for value in given):
+            return self._unknown(call)
+        one, other, out = found.groups()
+        shared = "".join(axis for axis in out if axis in one and axis in other)
+        rows, columns = ("".join(axis for axis in out if axis not in without) for without in (other, one))
+        summed = "".join(axis for axis in one if axis not in out)
+        orders = (shared + rows + summed, one), (shared + summed + columns, other)
+        plain = all(sorted(order) == sorted(axes) for order, axes in orders)
+        if not plain or (len(rows), len(columns), len(summed)) != (1, 1, 1):
+            return self._unknown(call)
+        a, b = (
+            self._permuted(call, value, [*map(axes.index, order)])
+            for value, (order, axes) in zip(given, orders, strict=True)
+        )
+        product = Value((*a.shape[:-1], b.shape[-1]), True)
+        self._contract(call, a, b, product)
+        result = self._permuted(call, product, [*map((shared + rows + columns).index, out)])
+        if result in self.channels:
+            self.channels[call.outputs[0]] = self.channels[result]
+
+    def _permuted(self, call: Call, value: Value, axes: Sequence[int]) -> Value:
+        """Return a value with its axes in another order."""
+        turned, channels = Value(tuple(value.shape[axis] for axis in axes), value.dynamic), self._known(value)
+        if channels is not None:
+            ids = channels.ids.reshape((1,) * (len(value.shape) - channels.ids.ndim) + channels.ids.shape)
+            index = np.arange(ids.size).reshape(ids.shape).transpose(axes)
+            self.channels[turned] = self._step(call, "keep", [channels], ids.transpose(axes), index=index)
+        return turned
 
     def _repeated(self, call: Call, value: Value, heads: int) -> Value:
         """Return keys or values [..., h, N, d] as if each head was there several times."""

@@ -48,12 +48,12 @@ class Port:
         return 0
 
     def cut(self, tensors: Mapping[str, Tensor | None], outs: Flags, ins: Flags | None) -> dict[str, Tensor]:
-        """Return its tensors with some rows and columns only."""
-        cut = {}
-        for key, tensor in tensors.items():
-            if tensor is not None and tensor.dim() > 0:
-                rows = torch.from_numpy(outs.nonzero()[0]).to(tensor.device)
-                cut[key] = tensor.index_select(self.row_axis(key), rows)
+        """Return its tensors with some rows and columns only; itself, one that loses none."""
+        cut = {
+            key: take(tensor, self.row_axis(key), outs)
+            for key, tensor in tensors.items()
+            if tensor is not None and tensor.dim() > 0
+        }
         if ins is not None:
             cut["weight"] = self.cut_columns(cut["weight"], outs, ins)
         return cut
@@ -92,7 +92,7 @@ class Linear(Port):
         return {"in_features": ins, "out_features": outs}
 
     def cut_columns(self, rows: Tensor, outs: Flags, ins: Flags) -> Tensor:
-        return rows.index_select(1, torch.from_numpy(ins.nonzero()[0]).to(rows.device))
+        return take(rows, 1, ins)
 
     def grow_columns(self, rows: Tensor, places: Tensor, new: Tensor) -> Tensor:
         wide = rows[:, places]
@@ -110,7 +110,7 @@ class Transposed(Linear):
         return int(key == "weight")
 
     def cut_columns(self, rows: Tensor, outs: Flags, ins: Flags) -> Tensor:
-        return rows.index_select(0, torch.from_numpy(ins.nonzero()[0]).to(rows.device))
+        return take(rows, 0, ins)
 
 
 class Conv(Linear):
@@ -140,8 +140,7 @@ class Grouped(Port):
         for columns, kept in zip(ins.reshape(self.groups, -1), outs.reshape(self.groups, -1), strict=True):
             stop = start + int(kept.sum())
             if stop > start:
-                at = torch.from_numpy(columns.nonzero()[0]).to(rows.device)
-                parts.append(rows[start:stop].index_select(1, at))
+                parts.append(take(rows[start:stop], 1, columns))
             start = stop
         return torch.cat(parts)
 
@@ -199,12 +198,17 @@ class PReLU(Port):
         """Leave the slopes as they are."""
 
 
+def take(tensor: Tensor, axis: int, kept: Flags) -> Tensor:
+    """Cut an axis of a tensor to the places that stay; the tensor itself where all do."""
+    return tensor if kept.all() else tensor.index_select(axis, torch.from_numpy(kept.nonzero()[0]).to(tensor.device))
+
+
 def along(tensor: Tensor, kept: Flags) -> Tensor:
     """Cut a tensor to the places, on each axis, that hold something of a block `kept`, which broadcasts to it."""
     for axis in range(-kept.ndim, 0):
         places = staying(kept, axis)
-        if places is not None and not places.all():
-            tensor = tensor.index_select(axis, torch.from_numpy(places.nonzero()[0]).to(tensor.device))
+        if places is not None:
+            tensor = take(tensor, axis, places)
     return tensor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,6 +140,11 @@ class Neurons:
         order = rows.argsort(stable=True)[int((rows < 0).sum()) :]
         places[torch.arange(places.shape[1]) < counts[:, None]] = order
         return places
+
+    def steps(self, round_to: int) -> dict[str, int]:
+        """Return the least number of neurons of each layer that has a multiple of so many rows, {layer: number}."""
+        rows = {name: int((self.rows[name] >= 0).sum()) // layer.count for name, layer in self.layers.items()}
+        return {name: round_to // math.gcd(round_to, own) for name, own in rows.items()}
 
     def zeros(self, held: Mapping[str, Flags]) -> Zeros:
         """Follow the zeros of held neurons, {layer: bool [N]}, or of held rows of layers that have no neurons.

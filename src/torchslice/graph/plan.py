@@ -42,10 +42,11 @@ class LayerPlan:
         return self.port.sizes(int(self.outs.sum()), 0 if self.ins is None else int(self.ins.sum()), groups)
 
     def cut(self, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        """Return the tensors of the layer after the cut."""
+        """Return the tensors of the layer after the cut; itself, one that does not change."""
         cut = self.port.cut(tensors, self.outs, self.ins)
         held = self.held[self.outs]
         if held.any():
+            cut = {key: tensor.clone() if tensor is tensors[key] else tensor for key, tensor in cut.items()}
             self.port.zero(cut, torch.from_numpy(held))
         return cut
 
@@ -154,8 +155,9 @@ def build(model: nn.Module, what: Plan) -> nn.Module:
             cut = layer.cut(tensors_of(model, name, layer.port))
         for key, tensor in cut.items():
             old = getattr(model.get_submodule(place_of(name, layer.port)), key)
-            new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-            memo[id(old)] = new
+            if tensor is not old:  # else it is copied with the rest
+                is_parameter = isinstance(old, nn.Parameter)
+                memo[id(old)] = nn.Parameter(tensor, requires_grad=old.requires_grad) if is_parameter else tensor
     small = copy_of(model, memo)
     for module in small.modules():
         if not any(isinstance(value, Tensor) for value in vars(module).values()):  # which hooks of pruning compute

@@ -87,6 +87,7 @@ class Rules(Joins):
             "prelu": self._prelu,
             "group_norm": self._group_norm,
             "scaled_dot_product_attention": self._attention,
+            "einsum": self._einsum,
             "masked_fill": self._masked,
             "addcmul": self._addcmul,
             "stack": self._stack,

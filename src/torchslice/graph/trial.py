@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..inputs import map_tensors
+from ..inputs import leaves, map_tensors
 from ..slices import Slice
+from .functions import MOVES
 from .layers import Ids, along, staying
 from .neurons import Neurons
 from .plan import Plan, build, plan
@@ -33,7 +34,8 @@ def try_cut(neurons: Neurons, rules: Rules, recording: Recording, blamed: set[An
     doubtful = {
         call
         for call in rules.doubtful
-        if free.intersection(neurons.wires[rules.channels[call.inputs[0]].ids].ravel().tolist())
+        if (channels := rules.channels.get(call.inputs[0])) is None
+        or free.intersection(neurons.wires[channels.ids].ravel().tolist())
     }
     if not doubtful:
         return []
@@ -53,13 +55,13 @@ def try_cut(neurons: Neurons, rules: Rules, recording: Recording, blamed: set[An
         (place[0], "module"): [call for call in recording.calls if call.module in same],
         (place[0], "below"): [call for call in recording.calls if same.intersection(_above(call.module))],
     }
-    blame = next((suspect for suspect in suspects if suspect not in blamed), None)
-    if blame is None:
-        return []
-    blamed.add(blame)
     where = f"{culprit.name} in {culprit.module!r}" if culprit.module else culprit.name
-    read = [value for call in suspects[blame] for value in (*call.inputs, *call.outputs) if value in rules.channels]
-    return [(rules.channels[value].ids.ravel(), f"{where} writes the width into the code") for value in read]
+    for blame, calls in suspects.items():
+        read = [value for call in calls for value in (*call.inputs, *call.outputs) if value in rules.channels]
+        if read and blame not in blamed:
+            blamed.add(blame)
+            return [(rules.channels[value].ids.ravel(), f"{where} writes the width into the code") for value in read]
+    return []
 
 
 def _part(neurons: Neurons) -> Slice:
@@ -107,7 +109,9 @@ def _culprit(
             return call or recording.calls[-1]
         if [must_be(value) for value in call.outputs] != [value.shape for value in again.outputs]:
             return call
-        if call in doubtful:
+        if [*_floats(call)] != [*_floats(again)]:
+            return call
+        if call in doubtful and call.name in MOVES:
             value = call.inputs[0]
             numbers = rules.numbered(value, rules.channels[value])
             whole = rules.run_numbered(call, call, value, numbers)
@@ -118,6 +122,11 @@ def _culprit(
                 if not torch.equal(along(one, stays(out)), other):
                     return call
     return call if run.failure is not None else None
+
+
+def _floats(call: Call) -> Iterator[float]:
+    """Yield the fractions that code gives a function, such as the root of a width."""
+    yield from (leaf for leaf in leaves((call.args, call.kwargs)) if type(leaf) is float)
 
 
 def _above(module: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from ..errors import TorchsliceError, first_line
 from ..imports import call, import_object, import_timm, import_torchvision
 from ..registry import unknown
 from . import huggingface
+from .attention import with_plain_attention
 from .fast import Fast
 from .mobile import MobileNet
 from .plain import VGG16, ConvNet, LeNet, SimCNN
@@ -57,7 +58,7 @@ def create(spec: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
             models = import_torchvision().models
             if name not in (known := models.list_models(module=models)):
                 raise unknown("torchvision model", name, known)
-            model = models.get_model(name, weights=None, **arguments)
+            model = with_plain_attention(models.get_model(name, weights=None, **arguments))
         elif source == "timm":
             timm = import_timm()
             if not timm.is_model(name):

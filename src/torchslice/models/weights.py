@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import TorchsliceError
 from ..files import read_safetensors
+from .attention import Attention
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts keep a state_dict
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
@@ -36,6 +37,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     for prefix in (*PREFIXES, *PREFIXES):  # either may come first
         if all(name.startswith(prefix) for name in found) and not all(name.startswith(prefix) for name in needed):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            module.rename(found, f"{name}.")
     for name, tensor in needed.items():
         if name.endswith("num_batches_tracked"):  # files from before torch 0.4.1 have none
             found.setdefault(name, tensor)
