@@ -5,7 +5,7 @@ Axes are counted from the right, so that broadcasting lines them up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,13 @@ class Ground:
         out = Channels(ids)
         self.flow.steps.append(Step(rule, tuple(inputs), out, where=self._where(call), **more))
         return out
+
+    def _rearranged(self, call: Call, value: Value, out: Value, function: Callable[[Ids], Ids]) -> None:
+        """State that a tensor is another one whose channels a function of arrays moves about."""
+        if (source := self._known(value)) is not None:
+            places = np.arange(source.ids.size).reshape((1,) * (len(value.shape) - source.ids.ndim) + source.ids.shape)
+            index = function(places)
+            self.channels[out] = self._step(call, "keep", [source], source.ids.ravel()[index], index=index)
 
     def _fix(self, call: Call, source: Channels, axes: set[int], reason: str) -> Channels | None:
         """State that some axes of a tensor keep their size: what differs along them stays or goes as a whole.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .flow import Channels, Step
-from .functions import ADDITIVE, DIVISION, MIXERS, MULTIPLICATIVE, POOLS, RESIZERS
+from .functions import ADDITIVE, CLAMPS, DIVISION, MIXERS, MULTIPLICATIVE, POOLS, RESIZERS, ZERO_GOES
 from .ground import arg, from_right
 from .moves import Moves
 from .record import Call, Value
@@ -17,9 +17,10 @@ from .record import Call, Value
 class Joins(Moves):
     """Rules of functions of one tensor's elements, and of several tensors."""
 
-    def _elementwise(self, call: Call, rule: str) -> None:
-        source = self._known(arg(call, 0, "input"))
-        others = [v for v in call.inputs[1:] if v.dynamic]
+    def _elementwise(self, call: Call) -> None:
+        x, rule = arg(call, 0, "input"), "keep" if _zero_stays(call) else "lose"
+        source = self._known(x)
+        others = [value for value in call.inputs if value is not x and value.dynamic]
         if others and call.name not in ("type_as", "to"):
             return self._unknown(call, "takes several tensors")
         if source is not None:
@@ -91,12 +92,7 @@ class Joins(Moves):
         single = Value(values[0].shape, True)
         channels = self._join(call, values, "all", single)
         if channels is not None:
-            rank = len(values[0].shape)
-            ids = channels.ids.reshape((1,) * (rank - channels.ids.ndim) + channels.ids.shape)
-            ids = np.expand_dims(ids, dim)
-            self.channels[call.outputs[0]] = self._step(
-                call, "keep", [channels], ids, index=np.arange(ids.size).reshape(ids.shape)
-            )
+            self._rearranged(call, single, call.outputs[0], lambda ids: np.expand_dims(ids, dim))
 
     def _cat(self, call: Call) -> None:
         values = [value for value in arg(call, 0, "tensors") if np.prod(value.shape) > 0]
@@ -162,12 +158,10 @@ class Joins(Moves):
         numbers = range(rank) if dims is None else dims if isinstance(dims, tuple | list) else (dims,)
         axes = {from_right(dim, rank) for dim in numbers}
         left = self._fix(call, source, axes, f"{self._where(call)} mixes the channels")
-        if left is None:
-            return
-        ids = left.ids.reshape((1,) * (rank - left.ids.ndim) + left.ids.shape)
-        if len(out.shape) < rank:
-            ids = ids.squeeze(tuple(axes))
-        self.channels[out] = self._step(call, "keep", [left], ids, index=np.arange(ids.size).reshape(ids.shape))
+        if left is not None:
+            single = Value(tuple(1 if axis in axes else x.shape[axis] for axis in range(-rank, 0)), True)
+            self.channels[single] = left
+            self._rearranged(call, single, out, lambda ids: ids if len(out.shape) == rank else ids.squeeze((*axes,)))
 
     def _contract(self, call: Call, a: Value, b: Value, out: Value) -> None:
         """Multiply a [..., M, K] and b [..., K, N]."""
@@ -242,23 +236,17 @@ class Joins(Moves):
 
     def _permuted(self, call: Call, value: Value, axes: Sequence[int]) -> Value:
         """Return a value with its axes in another order."""
-        turned, channels = Value(tuple(value.shape[axis] for axis in axes), value.dynamic), self._known(value)
-        if channels is not None:
-            ids = channels.ids.reshape((1,) * (len(value.shape) - channels.ids.ndim) + channels.ids.shape)
-            index = np.arange(ids.size).reshape(ids.shape).transpose(axes)
-            self.channels[turned] = self._step(call, "keep", [channels], ids.transpose(axes), index=index)
+        turned = Value(tuple(value.shape[axis] for axis in axes), value.dynamic)
+        self._rearranged(call, value, turned, lambda ids: ids.transpose(axes))
         return turned
 
     def _repeated(self, call: Call, value: Value, heads: int) -> Value:
         """Return keys or values [..., h, N, d] as if each head was there several times."""
-        shape = (*value.shape[:-3], heads, *value.shape[-2:])
-        repeated, channels = Value(shape, value.dynamic), self._known(value)
-        if channels is not None and channels.ids.ndim >= 3 and channels.ids.shape[-3] > 1:
-            index = np.arange(channels.ids.size).reshape(channels.ids.shape)
-            index = index.repeat(heads // value.shape[-3], -3)
-            self.channels[repeated] = self._step(call, "keep", [channels], channels.ids.ravel()[index], index=index)
-        elif channels is not None:
+        repeated = Value((*value.shape[:-3], heads, *value.shape[-2:]), value.dynamic)
+        if (channels := self._known(value)) is not None and -3 not in channels.axes:
             self._unknown(call, "takes heads apart")
+        else:
+            self._rearranged(call, value, repeated, lambda ids: ids.repeat(heads // value.shape[-3], -3))
         return repeated
 
     def _spatial(self, call: Call) -> None:
@@ -277,3 +265,25 @@ class Joins(Moves):
         if any(-axis <= covered for axis in source.axes):
             return self._unknown(call, "works along the channels")
         self.channels[call.outputs[0]] = self._step(call, rule, [source], source.ids)
+
+
+def _zero_stays(call: Call) -> bool:
+    """Whether a function of the elements of a tensor leaves zero where it is."""
+    if call.name in CLAMPS:
+        return _spans_zero(call)
+    return _power(call) if call.name == "pow" else call.name not in ZERO_GOES
+
+
+def _spans_zero(call: Call) -> bool:
+    """Whether a clamp leaves zero where it is."""
+    low = arg(call, 1, "min_val", call.kwargs.get("min"))
+    high = arg(call, 2, "max_val", call.kwargs.get("max"))
+    if call.name == "hardtanh":
+        low, high = -1.0 if low is None else low, 1.0 if high is None else high
+    numbers = all(v is None or isinstance(v, int | float) for v in (low, high))
+    return numbers and (low is None or low <= 0) and (high is None or high >= 0)
+
+
+def _power(call: Call) -> bool:
+    exponent = arg(call, 1, "exponent")
+    return isinstance(call.args[0], Value) and isinstance(exponent, int | float) and exponent > 0

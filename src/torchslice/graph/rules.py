@@ -6,6 +6,7 @@ A function that is not listed here pins the channels that it reads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,12 @@ class Rules(Joins):
 
     def __init__(self, model: nn.Module, recording: Recording) -> None:
         super().__init__(model, recording)
+        rules = self._table()
         for call in recording.calls:
             self._note_parameters(call)
             self.made |= {value: (call, place) for place, value in enumerate(call.outputs)}
             if any(value.dynamic or value.learned for value in call.outputs):
-                self._apply(call)
+                rules.get(call.name, self._unknown)(call)
             elif call.name in SIZED:
                 self._move(call)
 
@@ -60,28 +62,8 @@ class Rules(Joins):
                     value.parameter.rpartition(".")[0], f"its parameters are read by {self._where(call)}"
                 )
 
-    # -- one call -------------------------------------------------------------------------------------------------
-    def _apply(self, call: Call) -> None:
-        name = call.name
-        if rule := self._rule(call):
-            rule(call)
-        elif name in CONVOLUTIONS:
-            self._convolution(call, CONVOLUTIONS[name])
-        elif name in ZERO_STAYS or (name in CLAMPS and _spans_zero(call)) or (name == "pow" and _power(call)):
-            self._elementwise(call, "keep")
-        elif name in ZERO_GOES or name in CLAMPS:
-            self._elementwise(call, "lose")
-        elif name in POOLS or name in RESIZERS or name == "pad":
-            self._spatial(call)
-        else:
-            self._unknown(call)
-
-    def _rule(self, call: Call) -> Callable[[Call], None] | None:
-        if call.name in MOVES:
-            return self._move
-        if len(call.outputs) > 1:
-            return self._unknown
-        rules: dict[Any, Callable[[Call], None]] = {
+    def _table(self) -> dict[str, Callable[[Call], None]]:
+        rules: dict[str, Callable[[Call], None]] = {
             "linear": self._linear,
             "addmm": self._addmm,
             "prelu": self._prelu,
@@ -93,6 +75,9 @@ class Rules(Joins):
             "stack": self._stack,
         }
         for names, rule in (
+            ({*ZERO_STAYS, *ZERO_GOES, *CLAMPS, "pow"}, self._elementwise),
+            ({*POOLS, *RESIZERS, "pad"}, self._spatial),
+            (CONVOLUTIONS, self._convolution),
             (TRANSPOSED, self._transposed_convolution),
             (NORMS, self._norm),
             ({*ADDITIVE, *MULTIPLICATIVE, *DIVISION}, self._binary),
@@ -102,7 +87,11 @@ class Rules(Joins):
             (PRODUCTS, self._product),
         ):
             rules |= dict.fromkeys(names, rule)
-        return rules.get(call.name)
+        single = {name: partial(self._single, rule) for name, rule in rules.items()}
+        return single | dict.fromkeys(MOVES, self._move)
+
+    def _single(self, rule: Callable[[Call], None], call: Call) -> None:
+        (rule if len(call.outputs) == 1 else self._unknown)(call)
 
     # -- layers ---------------------------------------------------------------------------------------------------
     def _on_axis(self, call: Call, value: Value, axis: int) -> Channels:
@@ -138,8 +127,8 @@ class Rules(Joins):
         self.channels[call.outputs[0]] = out
         return port
 
-    def _convolution(self, call: Call, dims: int) -> None:
-        x, weight = arg(call, 0, "input"), arg(call, 1, "weight")
+    def _convolution(self, call: Call) -> None:
+        x, weight, dims = arg(call, 0, "input"), arg(call, 1, "weight"), CONVOLUTIONS[call.name]
         module = self._module(call, CONVS, weight)
         if not isinstance(module, CONVS):
             return self._unknown(call, self.elsewhere.get(call.module, "not a plain convolution layer"))
@@ -217,10 +206,9 @@ class Rules(Joins):
         if module is None or source.axes != (1 - len(x.shape),) or groups == 1:
             return self._unknown(call, "it mixes the channels")
         n = source.ids.size
-        grouped = self._step(
-            call, "keep", [source], source.ids.reshape(groups, -1), index=np.arange(n).reshape(groups, -1)
-        )
-        whole = self._fix(call, grouped, {-1}, "")
+        grouped = Value((groups, n // groups), True)
+        self._rearranged(call, x, grouped, lambda ids: ids.reshape(groups, -1))
+        whole = self._fix(call, self.channels[grouped], {-1}, "")
         assert whole is not None
         port = self._port(call.module, GroupNorm, source.ids.ravel())
         port.groups = groups
@@ -234,7 +222,7 @@ class Rules(Joins):
             if self._module(call, (nn.PReLU,), weight) is None or source is None or source.axes != (1 - len(x.shape),):
                 return self._unknown(call, "not a plain PReLU layer")
             self._port(call.module, PReLU, source.ids.ravel())
-        self._elementwise(call, "keep")
+        self._elementwise(call)
 
     def _port(
         self, layer: str, kind: type[Port], outs: np.ndarray | None, ins: np.ndarray | None = None, width: int = 0
@@ -250,18 +238,3 @@ class Rules(Joins):
             if ins is not None and port.ins is not None:
                 self.flow.link(port.ins, ins)
         return port
-
-
-def _spans_zero(call: Call) -> bool:
-    """Whether a clamp leaves zero where it is."""
-    low = arg(call, 1, "min_val", call.kwargs.get("min"))
-    high = arg(call, 2, "max_val", call.kwargs.get("max"))
-    if call.name == "hardtanh":
-        low, high = -1.0 if low is None else low, 1.0 if high is None else high
-    numbers = all(v is None or isinstance(v, int | float) for v in (low, high))
-    return numbers and (low is None or low <= 0) and (high is None or high >= 0)
-
-
-def _power(call: Call) -> bool:
-    exponent = arg(call, 1, "exponent")
-    return isinstance(call.args[0], Value) and isinstance(exponent, int | float) and exponent > 0
