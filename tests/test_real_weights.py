@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,36 @@ def test_sentences_of_one_meaning_are_close(folder: Path) -> None:
         vectors = torch.nn.functional.normalize(network(**next(texts.read([torch.arange(3)]))), dim=1)
     near, far, _ = (vectors @ vectors.T)[[0, 0, 1], [1, 2, 2]].tolist()
     assert near > 0.5 > 0.2 > far
+
+
+@pytest.mark.skipif("TORCHSLICE_DATA" not in os.environ, reason="TORCHSLICE_DATA names no folder with real questions")
+def test_real_questions_go_through_every_verb(folder: Path, tmp_path: Path) -> None:
+    """Five kinds of questions are learned, a sixth is added, others are readapted and cut, and all is saved."""
+    whole = ts.data.load("trec", os.environ["TORCHSLICE_DATA"], tokenizer=folder).limit(train=160, validation=60)
+    short = replace(whole, test=whole.test.take(torch.arange(0, 500, 5)))
+    known, new = short.restrict(short.classes[:5]), short.restrict(short.classes[5:])
+    network = ts.models.create(f"hf:{folder}", num_classes=5, num_hidden_layers=1)
+    network.encoder.embeddings.requires_grad_(False)
+    training = ts.Training(epochs=4, learning_rate=1e-3, batch_size=16, optimizer="adamw", progress=False)
+    ts.fit(network, known, training)
+    neurons = ts.find_neurons(network, known.example, classes=known.classes)
+    assert ts.accuracy(network, known).overall > 0.5
+
+    critical, one = neurons.random(0.6), replace(training, epochs=1)
+    extended = ts.extend(neurons, new, critical, known=known, replay=0.2, training=one)
+    before, after = ts.extract(neurons, critical).eval(), extended.network(0)
+    for inputs, _ in known.batches("test", 16):
+        with torch.no_grad():
+            assert torch.equal(before(**inputs), after(**inputs))
+    ts.save(extended, tmp_path / "six.safetensors", preprocessing=whole.preprocessing)
+    assert len(ts.load(tmp_path / "six.safetensors").classes) == 6
+
+    adapted = ts.readapt(neurons, known, critical, known.train.take(torch.arange(40)), training=one)
+    assert adapted.best["validation_accuracy"] >= adapted.log[0]["validation_accuracy"]
+    smaller = ts.restructure(neurons, known, critical, param_retention=0.95, training=one)
+    pair = ts.reuse(neurons, known, classes=known.classes[:2], mac_retention=0.6, training=one)
+    for thing in (smaller, pair):
+        ts.save(thing, tmp_path / "small.safetensors", preprocessing=whole.preprocessing)
+        again = ts.load(tmp_path / "small.safetensors")
+        task = known.restrict(again.classes or known.classes)
+        assert ts.accuracy(again.model, task).overall == ts.accuracy(thing.model, task).overall > 0.4

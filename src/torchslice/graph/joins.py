@@ -117,18 +117,15 @@ class Joins(Moves):
                 if any(value.shape[axis] > 1 for axis in others):
                     return self._unknown(call, "joins channels with a value that has none")
             found.append(part)
-        shapes = [[1] * rank for _ in found]
-        for shape, value in zip(shapes, values, strict=True):
-            for axis in range(-rank, 0):
-                widths = {p.ids.shape[axis] for p in found if p.ids.ndim >= -axis and axis != along} | {1}
-                shape[axis] = value.shape[along] if axis == along else max(widths)
-        pieces, places, start = [], [], 0
-        for shape, part in zip(shapes, found, strict=True):
-            padded = part.ids.reshape((1,) * (rank - part.ids.ndim) + part.ids.shape)
-            pieces.append(np.broadcast_to(padded, shape))
-            places.append(np.broadcast_to(np.arange(start, start + padded.size).reshape(padded.shape), shape))
-            start += padded.size
-        ids, index = np.concatenate(pieces, along), np.concatenate(places, along)
+        padded = [part.ids.reshape((1,) * (rank - part.ids.ndim) + part.ids.shape) for part in found]
+        shape = [*np.broadcast_shapes(*(ids.take([0], along).shape for ids in padded))]
+        pieces, start = [], 0
+        for value, ids in zip(values, padded, strict=True):
+            shape[along] = value.shape[along]
+            pieces.append(np.broadcast_to(np.arange(start, start + ids.size).reshape(ids.shape), shape))
+            start += ids.size
+        index = np.concatenate(pieces, along)
+        ids = np.concatenate([part.ids.ravel() for part in found])[index]
         self.channels[out] = self._step(call, "keep", found, ids, index=index)
 
     def _mix(self, call: Call) -> None:
@@ -269,21 +266,12 @@ class Joins(Moves):
 
 def _zero_stays(call: Call) -> bool:
     """Whether a function of the elements of a tensor leaves zero where it is."""
-    if call.name in CLAMPS:
-        return _spans_zero(call)
-    return _power(call) if call.name == "pow" else call.name not in ZERO_GOES
-
-
-def _spans_zero(call: Call) -> bool:
-    """Whether a clamp leaves zero where it is."""
-    low = arg(call, 1, "min_val", call.kwargs.get("min"))
-    high = arg(call, 2, "max_val", call.kwargs.get("max"))
-    if call.name == "hardtanh":
-        low, high = -1.0 if low is None else low, 1.0 if high is None else high
-    numbers = all(v is None or isinstance(v, int | float) for v in (low, high))
+    if call.name == "pow":
+        exponent = arg(call, 1, "exponent")
+        return isinstance(exponent, int | float) and exponent > 0
+    if call.name not in CLAMPS:
+        return call.name not in ZERO_GOES
+    low = arg(call, 1, "min_val", call.kwargs.get("min", -1.0 if call.name == "hardtanh" else None))
+    high = arg(call, 2, "max_val", call.kwargs.get("max", 1.0 if call.name == "hardtanh" else None))
+    numbers = all(bound is None or isinstance(bound, int | float) for bound in (low, high))
     return numbers and (low is None or low <= 0) and (high is None or high >= 0)
-
-
-def _power(call: Call) -> bool:
-    exponent = arg(call, 1, "exponent")
-    return isinstance(call.args[0], Value) and isinstance(exponent, int | float) and exponent > 0
