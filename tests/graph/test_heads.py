@@ -169,6 +169,21 @@ def test_groups_and_halves() -> None:
     assert small.part == (4, 5) and model.part == (5, 7)
 
 
+def test_a_part_of_an_attribute_is_known() -> None:
+    class Halves(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            one, other = self.a(x).split(self.width // 2, 1)
+            return self.head(self.b(torch.cat([one, other.relu()], 1)).mean((2, 3)))
+
+    model = Halves().eval()
+    model.width = 12
+    neurons = find_neurons(model, IMAGE)
+    small = extract(neurons, without(neurons, a=[0, 1, 8]))
+    assert (small.a.out_channels, small.width, model.width) == (10, 10, 12)
+    model.width = 13  # its half, 6, is no part of it
+    assert "split writes the width" in find_neurons(model, IMAGE).pinned["a"]
+
+
 def test_an_attribute_that_says_two_things_is_left_alone() -> None:
     class Twice(Heads):
         def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def _sizes(neurons: Neurons, stays: Flags) -> dict[tuple[str, str], Any]:
         if written.channels is not None:
             places = staying(stays[neurons.wires[written.channels.ids]], written.axis)
             kept = kept if places is None else int(places[: written.upto].sum())
-        found.setdefault((size.module, size.attribute, size.place), set()).add(kept)
+        found.setdefault((size.module, size.attribute, size.place), set()).add(kept * size.parts)
     sizes: dict[tuple[str, str], Any] = {}
     for (module, attribute, place), numbers in found.items():
         if len(numbers) == 1:

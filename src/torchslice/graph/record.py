@@ -35,18 +35,25 @@ from .views import view_of
 
 
 class Size(int):
-    """A number that was read from an attribute of a module, and from which one."""
+    """A number that was read from an attribute of a module, or is a part of one, and of which."""
 
     module: str
     attribute: str
     place: int | None  # in a tuple
+    parts: int  # by which it was divided
 
     @classmethod
-    def of(cls, number: int, module: str, attribute: str, place: int | None = None) -> Size:
+    def of(cls, number: int, module: str, attribute: str, place: int | None = None, parts: int = 1) -> Size:
         """Return a number with its origin."""
         size = cls(number)
-        size.module, size.attribute, size.place = module, attribute, place
+        size.module, size.attribute, size.place, size.parts = module, attribute, place, parts
         return size
+
+    def __floordiv__(self, by: Any) -> Any:
+        part = int(self) // by
+        if not isinstance(by, int) or part * by != self:
+            return part
+        return Size.of(part, self.module, self.attribute, self.place, self.parts * int(by))
 
 
 @dataclass(frozen=True, eq=False)
