@@ -54,6 +54,8 @@ PRODUCTS = _names("matmul bmm mm rmatmul")
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 NORMS = _names("batch_norm instance_norm")
+#: Functions that keep shape and type, which PyTorch runs in slow Python where tensors have no values.
+SLOW_WITHOUT_VALUES = NORMS | _names("layer_norm group_norm hardtanh hardsigmoid hardswish gelu")
 #: Functions that turn a tensor into Python: what follows may depend on the data, so one run does not tell.
 CASTS = _names("bool int float complex")  # also names of functions that return tensors
 LEAVES_TORCH = _names("bool int float index complex item tolist numpy array is_nonzero equal allclose")

@@ -30,7 +30,7 @@ from ..inputs import (
     map_tensors,
     tensors,
 )
-from .functions import CASTS, LEAVES_TORCH
+from .functions import CASTS, LEAVES_TORCH, SLOW_WITHOUT_VALUES
 from .views import view_of
 
 
@@ -188,7 +188,7 @@ class _Recorder(TorchFunctionMode):
             return result
         if isinstance(func, torch._ops.OpOverload) and any(tensor.is_meta for tensor, *_ in read):
             raise RuntimeError("what runs below the torch functions is only seen with values")
-        result = func(*args, **kwargs)
+        result = self.ran(func, name, args, kwargs)
         made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
         if not made:
             if name != "setitem":
@@ -199,6 +199,13 @@ class _Recorder(TorchFunctionMode):
         call = Call(name, func, plain_args, plain_kwargs, tuple(inputs), outputs, overwritten, self.stack[-1])
         self.recording.calls.append(call)
         return result
+
+    def ran(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a function returns; where there are no values, that may be known without running it."""
+        x = args[0] if args else kwargs.get("input")
+        if name not in SLOW_WITHOUT_VALUES or not isinstance(x, Tensor) or not x.is_meta:
+            return func(*args, **kwargs)
+        return x.zero_() if kwargs.get("inplace") or func.__name__.endswith("_") else torch.empty_like(x)
 
     def entered(self, module: nn.Module, args: Any) -> None:
         self.stack.append(self.names.get(id(module), type(module).__name__))
