@@ -71,7 +71,7 @@ def test_sizes_are_what_a_cut_costs(page, made):
     data = embedded(page)
     ranking = by_mean_score(scores["taylor"])
     for number, share in ((0, 0.1), (-1, 1.0)):
-        counts = widths(ranking.layers, share, powers=(1.0, 1.0), round_to=8)
+        counts = widths(ranking.layers, share, powers=(1.0, 1.0), steps=neurons.steps(8))
         kept = ts.retention(neurons, neurons.closed(ranking.prefix(counts)))
         size = data["sizes"][number]
         assert size["widths"] == [*counts.values()]

@@ -143,7 +143,7 @@ def priced(neurons: Neurons, scores: Mapping[str, Any]) -> dict[str, Any]:
     ranking, sizes = by_mean_score(scores), []
     for number in range(BUDGETS):
         share = SMALLEST ** (1 - number / (BUDGETS - 1))
-        counts = widths(ranking.layers, share, powers=(1.0, 1.0), round_to=ROUND_TO)
+        counts = widths(ranking.layers, share, powers=(1.0, 1.0), steps=neurons.steps(ROUND_TO))
         kept = retention(neurons, neurons.closed(ranking.prefix(counts)))
         sizes.append({"macs": kept.built_mac, "parameters": kept.built_param, "widths": [*counts.values()]})
     return {"layers": layers, "sizes": sizes}
