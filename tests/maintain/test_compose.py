@@ -71,6 +71,7 @@ def test_it_costs_the_sum_of_its_parts_and_says_so(weak: Neurons, strong: Neuron
     one, layer = cost(weak.model, TASK.example), 3 * 6
     assert made.costs["together"].macs == 2 * one.macs + layer
     assert made.costs["together"].parameters == 2 * one.parameters + layer + 3
+    assert f"none of its classes: max logit below {made.thresholds['max logit']:.3g} or energy below" in str(made)
     assert f"together: {made.costs['together']}" in str(made) and f"part for {FIRST}: {one}" in str(made)
 
 

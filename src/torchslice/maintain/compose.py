@@ -49,7 +49,9 @@ class Composition(Outcome):
         return {**self.to_plain(), "costs": costs, "thresholds": self.thresholds}
 
     def __str__(self) -> str:
-        return "\n".join([super().__str__(), *(f"{name}: {of}" for name, of in self.costs.items())])
+        none = " or ".join(f"{score} below {least:.3g}" for score, least in self.thresholds.items())
+        costs = [f"{name}: {of}" for name, of in self.costs.items()]
+        return "\n".join([super().__str__(), *costs, f"none of its classes: {none}"])
 
 
 def replace(neurons: Neurons, parts: Mapping[str, Any], task: Task, *, renormalise: bool = False) -> Composition:
