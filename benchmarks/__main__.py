@@ -20,6 +20,7 @@ NAMES = (
     "reuse",
     "slicing",
     "semantic",
+    "readings",
     "speed",
     "restructure",
     "readapt",

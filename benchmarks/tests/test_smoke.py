@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from benchmarks import (
     moda,
     mwt,
     readapt,
+    readings,
     recipe,
     remove,
     restructure,
@@ -33,6 +35,7 @@ from benchmarks.experiment import Benchmark
 from benchmarks.superclasses import SUPERCLASSES
 from torchslice import TorchsliceError, models
 from torchslice.data import load
+from torchslice.find.semantic import contributions
 from torchslice.maintain import PRUNING
 
 
@@ -204,6 +207,31 @@ def test_semantic(monkeypatch: pytest.MonkeyPatch) -> None:
     for row in run["groups"]:
         assert 0 < row["one"] + row["few"] + row["all"] <= 1 + 1e-9 and row["chance"] == 0.4444
     assert all(f"| {way} |" in page for way in whole) and "(semantic-smoke.png)" in page and "On digits the" in page
+
+
+def test_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(readings.BENCHMARK, monkeypatch)
+    arms = {row["arm"] for row in run["rows"]}
+    names = {", ".join(way) for way in itertools.product(("avg", "var"), readings.PLACES, readings.READINGS)}
+    assert arms == {*names, *(f"{name}, x weights" for name in names), readings.TAYLOR, readings.RANDOM}
+    assert len(run["rows"]) == 2 * len(arms) and all(0 <= row["test"] <= 1.5 for row in run["rows"])
+    assert page.count("| avg, after, mean |") == 1 and "avg as defined keeps" in page and "(readings-smoke.png)" in page
+
+
+def test_readings_are_the_metrics_where_they_are_defined_so() -> None:
+    settings, task = replace(readings.SETTINGS["smoke"], samples_per_class=1000), load("digits").limit(train=60)
+    part = readings.Read(settings, settings.networks[0], task, 0, Path(), "cpu", False)
+    neurons = experiment.neurons_of(part.new(task).eval(), task)
+    found = dict(part.scores(neurons))
+    options = {"samples_per_class": 1000, "correct_only": False, "progress": False}
+    ours = contributions(neurons, task, metric=["avg", "var"], **options)
+    for metric in ("avg", "var"):
+        for layer, of in ours[metric].items():
+            torch.testing.assert_close(found[f"{metric}, after, mean"][layer], of.mean(0), rtol=1e-4, atol=1e-6)
+    norms = readings.weights_that_read(neurons)
+    assert norms["features.0.0"][1] == neurons.model.features[1][0].weight[:, 1].double().norm()
+    weighted, plain = found["var, before, size, x weights"], found["var, before, size"]
+    torch.testing.assert_close(weighted["features.0.0"], plain["features.0.0"] * norms["features.0.0"] ** 2)
 
 
 def test_families_that_are_the_superclasses_agree_with_them() -> None:
