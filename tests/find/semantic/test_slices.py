@@ -31,6 +31,7 @@ from torchslice.find.semantic import (
     grams,
     similarity,
 )
+from torchslice.find.semantic.whole import cka, complete_network
 from torchslice.graph.neurons import Neurons
 
 TASK = stripes()
@@ -109,7 +110,7 @@ def test_slices_are_those_of_the_method_as_written(neurons, scores, metric, thet
     few = torch.cat([scores.samples[TASK.train.labels[scores.samples] == label][:3] for label in range(3)])
     scores = scores if positions == "mean" else replace(scores, samples=few)
     strategy = ReachTheta(theta, slope, positions=positions)
-    ours = class_slices(neurons, TASK, scores, metric=metric, strategy=strategy, **QUIET)
+    ours = strategy.choose(scores, metric, similarity(neurons, TASK, scores, positions=positions, **QUIET))
     kept = {
         layer: [one[layer].nonzero().flatten().tolist() for one in (*ours.values(), ours.critical)] for layer in LAYERS
     }
@@ -161,6 +162,34 @@ def test_a_union_that_is_unlike_the_layer_on_all_classes_together_is_completed()
         ours = ReachTheta(theta, slope=0.0).choose(scores, similarity=similar)
         assert ours["a"]["x"].tolist() == ours["b"]["x"].tolist() == [True, False, False]
         assert ours.critical["x"].int().tolist() == kept
+
+
+@torch.no_grad()
+def logits_of(neurons, slice_, inputs):
+    return masked(neurons, slice_)(inputs)
+
+
+def test_critical_neurons_are_completed_until_the_network_answers_alike(neurons):
+    """A neuron whose activations are scaled down and whose outgoing weights up means little in its layer, not after."""
+
+    def scaled(odd):
+        odd.norm2.weight[0] /= 1000
+        odd.norm2.bias[0] /= 1000
+        columns = odd.head.weight.view(3, 6, -1)
+        columns[:, 0] *= 1000
+
+    odd, added = changed(neurons, scaled), []
+    scores = contributions(odd, TASK, metric="avg", samples_per_class=20, **QUIET)
+    torch.testing.assert_close(odd.logits(TASK.example), neurons.logits(TASK.example), rtol=1e-3, atol=1e-4)
+    inputs = inputs_of(TASK, scores.samples)
+    for theta in (0.3, 0.9, 0.97):
+        strategy = ReachTheta(theta)
+        by_layer = strategy.choose(scores, None, similarity(odd, TASK, scores, **QUIET)).critical
+        ours = class_slices(odd, TASK, scores, strategy=strategy, **QUIET).critical
+        assert by_layer <= ours and cka(logits_of(odd, ours, inputs), odd.logits(inputs).detach()) >= theta - 1e-6
+        added.append(len(ours - by_layer))
+    assert max(added) > 0
+    assert complete_network(odd, TASK, scores["avg"], odd.full(), 1.0, scores.samples) == odd.full()
 
 
 def test_mass_reaches_theta_of_every_layer(scores):

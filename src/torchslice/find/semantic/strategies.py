@@ -25,6 +25,7 @@ from .contributions import Contributions, contributions
 from .grams import POSITIONS, Similarity, similarity
 from .groups import OUTSIDE, check_outside, find_groups
 from .selection import complete, first_to_reach, in_order, prefix_cka, prefix_mass, top_fraction
+from .whole import complete_network
 
 CRITERIA = ("cka", "mass")
 LEAST = 1e-3  # of theta in a layer
@@ -41,7 +42,8 @@ class SemanticSlices(Mapping[str, Slice]):
         strategy: how the neurons were chosen, and `metric`, by which contributions.
         slices: {class: slice}; `semantic["cat"]` is one of them.
         critical: all critical neurons: the union of the class slices and, with `ReachTheta`, what had to be added so
-            that each layer reaches theta on the samples of all classes together.
+            that each layer reaches theta on the samples of all classes together; from `class_slices` also what had to
+            be added so that the network's logits do.
 
     >>> slices["3"] | slices["8"] <= slices.critical, len(slices)
     (True, 10)
@@ -259,6 +261,9 @@ def class_slices(
     if positions is not None:
         alike = similarity(neurons, task, scores, positions=positions, batch_size=batch_size, progress=progress)
     found = strategy.choose(scores, metric, alike)
+    if isinstance(strategy, ReachTheta) and alike is not None:
+        more = complete_network(neurons, task, scores[metric], found.critical, strategy.theta, scores.samples)
+        found = replace(found, critical=more)
     if not tied:
         return found
     slices = {name: neurons.closed(slice_) for name, slice_ in found.items()}
