@@ -90,5 +90,8 @@ def test_what_is_refused(networks: dict[str, Neurons]) -> None:
         forgetting({}, TASK, classes=[GONE])
     with pytest.raises(TorchsliceError, match="control has 2 logits; needed are 1, of red"):
         forgetting(networks, TASK, classes=["green", GONE])
+    soft = neurons_of(torch.nn.Sequential(networks["control"].model, torch.nn.Softmax(1)).eval())
+    with pytest.raises(TorchsliceError, match="soft has 2 logits; needed are 2, .* straight from a layer"):
+        forgetting({"soft": soft}, TASK, classes=[GONE])
     with pytest.raises(TorchsliceError, match="unknown class"):
         forgetting(networks, TASK, classes=["pink"])

@@ -88,9 +88,10 @@ def forgetting(
     gone, left = task.class_indices(classes), [name for name in task.classes if name not in classes]
     for name, neurons in networks.items():
         check_neurons(neurons)
-        if neurons.num_classes != len(left):
+        if neurons.num_classes != len(left) or not neurons.head:
             raise TorchsliceError(
-                f"{name} has {neurons.num_classes} logits; needed are {len(left)}, of {', '.join(left)}."
+                f"{name} has {neurons.num_classes} logits; needed are {len(left)}, of {', '.join(left)}, that come "
+                "straight from a layer."
             )
     if not networks:
         raise TorchsliceError("give at least the control: a network that was trained without the classes.")
@@ -144,12 +145,8 @@ def _activations(neurons: Neurons, task: Task, split: str) -> dict[str, Tensor]:
         with evaluating(model), reading(model, where) as seen:
             neurons.logits(inputs)
         for layer, uses in seen.values.items():
-            flat = (
-                uses[-1].float().movedim(where.axis[layer], 1).flatten(2)
-                if uses[-1].dim() > 2
-                else uses[-1].float()[..., None]
-            )
-            found[layer].append(flat.mean(2).cpu())
+            values = uses[-1].float().movedim(where.axis[layer], 1)
+            found[layer].append(values.reshape(*values.shape[:2], -1).mean(2).cpu())
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
