@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import torch
@@ -23,10 +24,18 @@ from torchslice.runs.slicefile import SliceFile
 
 from .experiment import Benchmark, Part, Scale
 from .fuzz import memory_mib
-from .tables import head, markdown
+from .tables import draw, head, markdown
 
 INPUTS, LAYERS = 64, 60
 AXES = ("classes", "neurons", "samples")
+DRAWN = ("contributions", "rankings", "class slices", "extract")
+STEPS = (*DRAWN, "report", "write slices", "write rankings")
+TEXT = (
+    "A network of linear layers of one width, untrained, on random numbers, one thread, a process for each size. "
+    "Contributions are by `taylor`; class slices are those of `ReachTheta` by similarity; two classes are extracted, "
+    "from the union of their slices. Files are those of `torchslice slice` and `train`. Memory in the table of growth "
+    "is what the process has at its peak above what it had before."
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Size:
 
 
 SETTINGS = {
-    "smoke": Scale((Size(4, 8, 2), Size(8, 8, 2), Size(4, 16, 2), Size(4, 8, 4), Size(3, 32, 2, 4, True)), 1),
+    "smoke": Scale((Size(4, 8, 2, 3), Size(8, 8, 2, 3), Size(3, 32, 2, 4, True)), 1),
     "cpu": Scale(
         (
             Size(1000, 500, 4),
@@ -115,7 +124,8 @@ def measure(size: Size, seed: int) -> list[dict[str, Any]]:
         part = slices[task.classes[0]] | slices[task.classes[1]]
         small = step("extract", lambda: ts.extract(neurons, part, classes=task.classes[:2]))
         step("report", lambda: (str(scores), str(slices), slices.summary(), ts.retention(neurons, part)))
-        for name, found, kind in (("slices", slices, ts.Slice), ("rankings", rankings, Ranking)):
+        files: list[tuple[str, Any, Any]] = [("slices", slices, ts.Slice), ("rankings", rankings, Ranking)]
+        for name, found, kind in files:
             file = SliceFile(folder / f"{name}.json")
             step(f"write {name}", partial(file.write, found, "", {}))
             step(f"read {name}", partial(file.read, kind, "", ""))
@@ -140,19 +150,66 @@ class Sizes(Part):
 
 # -- the page -----------------------------------------------------------------------------------------------------
 def write_page(result: dict[str, Any], path: Path) -> str:
-    """Write a table of the largest size and of the whole way, and of growth; draw growth."""
+    """Write tables of the largest size and of the whole way, and how all grows; draw growth."""
     runs = result["runs"]
-    steps = [row["step"] for row in runs[0]["rows"]]
-    base = {axis: sorted(run[axis] for run in runs if not run["trained"])[1] for axis in AXES}
+    blocks = ["# Scale", head(result), TEXT]
+    for title, trained in (("The largest size", False), ("A large network, the whole way", True)):
+        run = max((run for run in runs if run["trained"] is trained), key=lambda run: run["parameters"])
+        about = ", ".join(f"{run[axis]:,} {axis}" for axis in AXES) + f", {run['parameters'] / 1e6:.0f} M parameters."
+        cells = [(row["step"], f"{row['seconds']:.1f}", f"{row['peak_mib']:,.0f}") for row in run["rows"]]
+        blocks += [f"## {title}", about, markdown(("step", "CPU seconds", "peak of the process, MiB"), cells)]
+    grown = {axis: along(axis, [run for run in runs if not run["trained"]]) for axis in AXES}
+    columns, panels = [], {}
+    for axis, series in grown.items():
+        first, last = series[0], series[-1]
+        columns += [f"time, {last[axis] / first[axis]:.1f} times the {axis}", "memory"]
+        curves = {
+            step: [[(run[axis] / first[axis], of(run, step) / of(first, step)) for run in series]] for step in DRAWN
+        }
+        panels[f"CPU time over {axis}"] = curves
+    panels["most memory"] = {
+        f"over {axis}": [[(run[axis] / series[0][axis], most(run) / most(series[0])) for run in series]]
+        for axis, series in grown.items()
+    }
     lines = []
-    for run in runs[-2:]:
-        about = f"{run['classes']:,} classes, {run['neurons']:,} neurons, {run['samples']:,} samples, "
-        cells = [(r["step"], f"{r['seconds']:.1f}", f"{r['peak_mib']:,.0f}") for r in run["rows"]]
-        lines += [
-            f"## {about}{run['parameters'] / 1e6:.0f} M parameters",
-            markdown(("step", "CPU s", "peak MiB"), cells),
-        ]
-    return "\n\n".join([head(result), *lines, str(base), str(steps)]) + "\n"
+    for step in STEPS:
+        ends = [(series[0], series[-1], key) for series in grown.values() for key in ("seconds", "more_mib")]
+        lines.append([step, *(f"{of(last, step, key) / of(first, step, key):.1f}" for first, last, key in ends)])
+    base = ", ".join(f"{value:,} {axis}" for axis, value in usual(runs).items())
+    blocks += [
+        "## Growth",
+        f"One of them grows, the others stay at {base} of each class.",
+        markdown(("step", *columns), lines),
+    ]
+    title = "How many times the figure at the smallest size"
+    blocks.append(draw(path.with_suffix(".png"), panels, x="times the smallest size", y="times", title=title))
+    return "\n\n".join(blocks) + "\n"
+
+
+def usual(runs: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the classes, neurons and samples per class that most sizes have."""
+    return {axis: mode(place(run)[axis] for run in runs) for axis in AXES}
+
+
+def place(run: dict[str, Any]) -> dict[str, int]:
+    """Return where a size is: classes, neurons and samples per class."""
+    return {**{axis: run[axis] for axis in AXES}, "samples": run["samples"] // run["classes"]}
+
+
+def along(axis: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the sizes that differ along one axis only, the smallest first."""
+    base = {other: value for other, value in usual(runs).items() if other != axis}
+    return sorted((run for run in runs if base.items() <= place(run).items()), key=lambda run: run[axis])
+
+
+def of(run: dict[str, Any], step: str, key: str = "seconds") -> float:
+    """Return a figure of a step, at least what can be measured."""
+    return max(0.01, next(row[key] for row in run["rows"] if row["step"] == step))
+
+
+def most(run: dict[str, Any]) -> float:
+    """Return the most memory that any step took, above that of the empty process."""
+    return max(row["more_mib"] for row in run["rows"])
 
 
 BENCHMARK = Benchmark("scale", SETTINGS, Sizes, write_page)

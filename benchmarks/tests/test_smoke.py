@@ -22,6 +22,7 @@ from benchmarks import (
     remove,
     restructure,
     reuse,
+    scale,
     semantic,
     slicing,
     speed,
@@ -405,3 +406,13 @@ def test_networks_of_a_scale_are_loaded_as_they_say() -> None:
     network = experiment.Network("digits", "lenet", 1.0, 1, train_images=200, validation_images=50)
     task = network.load(None, seed=3)
     assert (len(task.train), len(task.validation), len(task.test)) == (200, 50, 359)
+
+
+def test_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, page = smoke(scale.BENCHMARK, monkeypatch)
+    for run in runs:
+        steps = [row["step"] for row in run["rows"]]
+        assert {*scale.STEPS} < {*steps} and ("save" in steps) == run["trained"]
+        assert all(row["peak_mib"] > 50 and row["seconds"] >= 0 for row in run["rows"])
+    assert [run["classes"] for run in scale.along("classes", runs[:-1])] == [4, 8]
+    assert "time, 2.0 times the classes" in page and Path("scale-smoke.png").is_file()
