@@ -126,3 +126,30 @@ def replace_model(given: Given) -> Given:
     """A network of its own for a verb that trains in place or attaches gates."""
     model = lively(Tiny())
     return Given(**{**vars(given), "model": model, "neurons": replace(given.neurons).on(model)})
+
+
+#: What is mistaken easily, and words of the answer.
+MISTAKES: list[tuple[Callable[[Given], object], str]] = [
+    (lambda g: ts.fit(g.model, g.task, 3), "training must be a Training, such as Training.epochs=3.; got 3"),
+    (lambda g: ts.finetune(g.model, g.task, 3), "training must be a Training"),
+    (lambda g: ts.fit(g.model, g.task, QUICK, objective="cohesion"), "objective must be a function .* got 'cohesion'"),
+    (lambda g: ts.Training(seed=2**64), "seed must be below 2..63, got"),
+    (lambda g: ts.Training(device="meta") and ts.fit(g.model, g.task, ts.Training(device="meta")), "device 'meta'"),
+    (lambda g: ts.semantic.class_slices(g.neurons, g.task, strategy="reach-theta"), "strategy must be one such as"),
+    (lambda g: ts.semantic.class_slices(g.neurons, g.task, "taylor"), "scores must be contributions.* got str"),
+    (lambda g: ts.subtasks.rank(g.neurons, g.task, "taylor"), "scores must be contributions.* got str"),
+    (lambda g: ts.subtasks.rank(g.neurons, g.task, cost=-1), "cost must be 0 or more, got -1"),
+    (lambda g: ts.subtasks.objective(g.neurons, g.slices), "needed are rankings, .* got a Slice"),
+    (lambda g: ts.reuse(g.neurons, g.task, g.slices, classes=[0, 1]), "unknown class of .* 0"),
+    (lambda g: ts.data.load(3), "unknown data set 3"),
+    (lambda g: ts.models.create(3), "unknown model 3"),
+    (lambda g: ts.data.task(train=None), "train must be a DataLoader"),
+    (lambda g: ts.judge.calibrate(g.neurons, g.task, logits=torch.zeros(2, 3)), r"logits \[n, C\] of .* got \[2, 3\]"),
+    (lambda g: ts.judge.calibration_error(torch.zeros(3), torch.zeros(3).long()), r"needed are logits .* got \[3\]"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
+def test_what_is_mistaken_easily(good: Given, call: Callable[[Given], object], message: str) -> None:
+    with pytest.raises(ts.TorchsliceError, match=message):
+        call(good)

@@ -11,10 +11,10 @@ from .errors import TorchsliceError
 T = TypeVar("T")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> TorchsliceError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> TorchsliceError:
     """Return the error for a name that is not among `known`, with the closest match."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(known) if len(known) <= 100 else f"{len(known)} names, the nearest: {', '.join(close) or 'none'}"
     return TorchsliceError(f"unknown {kind} {name!r}.{hint} Known: {listed}.")

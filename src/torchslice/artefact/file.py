@@ -223,8 +223,8 @@ def _rebuilt(record: Mapping[str, Any], tensors: dict[str, Tensor], *, allow_imp
     given = {name: [str(tensor.dtype).removeprefix("torch."), [*tensor.shape]] for name, tensor in tensors.items()}
     needed = {name: [entry["dtype"], entry["shape"]] for name, entry in record["tensors"].items()}
     for name in sorted({*given, *needed}):
-        if given.get(name) != needed.get(name):
-            texts = [side.get(name, "absent") for side in (needed, given)]
+        texts = [str(side.get(name, "absent")) for side in (needed, given)]  # as text, where True is not 1
+        if texts[0] != texts[1]:
             raise TorchsliceError(f"tensor {name!r} should be {texts[0]} and is {texts[1]}.")
     laid_out = {name: _laid_out(tensor, record["tensors"][name]["strides"]) for name, tensor in tensors.items()}
     return Artefact(

@@ -29,6 +29,13 @@ def emit(folder: Path, entries: Sequence[Entry], *, as_json: bool) -> None:
     common.emit(result, table(headings, [entry.row for entry in entries]), as_json=as_json)
 
 
+def existing(folder: Path) -> Store:
+    """Return a store that is there."""
+    if not folder.exists():
+        raise TorchsliceError(f"there is no store {folder}; make it with: torchslice store add {folder} FILE")
+    return Store(folder)
+
+
 def add(
     folder: Folder,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Artefacts, which keep their names.")],
@@ -48,7 +55,7 @@ def list_(folder: Folder, as_json: common.Json = False) -> None:
 
     Example:  torchslice store list parts
     """
-    emit(folder, Store(folder).entries(), as_json=as_json)
+    emit(folder, existing(folder).entries(), as_json=as_json)
 
 
 def search(
@@ -63,7 +70,7 @@ def search(
     Example:  torchslice store search parts --classes cat,dog --min-accuracy 0.9
     """
     wanted = common.names(classes)
-    found = Store(folder).search(classes=wanted, min_accuracy=min_accuracy, max_parameters=max_parameters)
+    found = existing(folder).search(classes=wanted, min_accuracy=min_accuracy, max_parameters=max_parameters)
     emit(folder, found, as_json=as_json)
 
 
@@ -81,7 +88,7 @@ def verify(folder: Folder, as_json: common.Json = False) -> None:
 
     Example:  torchslice store verify parts
     """
-    found = Store(folder).verify()
+    found = existing(folder).verify()
     emit(folder, found, as_json=as_json)
     if damaged := [entry.name for entry in found if entry.problem]:
         raise TorchsliceError(f"{len(damaged)} of {len(found)} files cannot be used: {', '.join(damaged[:10])}.")

@@ -73,7 +73,7 @@ def task(
     given = {"train": train, "validation": validation, "test": test}
     if classes is None:
         classes = class_names(train)
-    splits = {key: as_split(value, key, classes) for key, value in given.items() if value is not None}
+    splits = {key: as_split(value, key, classes) for key, value in given.items() if value is not None or key == "train"}
     first = splits["train"]
     if "test" not in splits:
         splits["train"], splits["test"] = hold_out(splits["train"], TEST_FRACTION, seed=TEST_SEED)

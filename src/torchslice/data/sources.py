@@ -54,7 +54,7 @@ def load(
     >>> load("digits")
     Task(digits: 10 classes, train: 1295 images of 1x8x8, validation: 143, test: 359)
     """
-    kind, _, rest = name.partition(":")
+    kind, _, rest = str(name).partition(":")
     what = f"data set {name!r}"
     if kind == "folder":
         return call(read_folder, what, path=rest, seed=seed, validation_fraction=validation_fraction, **options)

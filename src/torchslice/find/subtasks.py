@@ -23,6 +23,7 @@ from ..graph.views import view_of
 from ..inputs import Inputs, run
 from ..rankings import Ranking, by_best_rank, by_turns, widths
 from .semantic import Contributions, contributions
+from .semantic.contributions import check_scores
 
 REMEMBERED = 512  # cuts whose plan is kept
 LEVELS = 16  # shares that are drawn, so that kernels are prepared for few widths
@@ -85,6 +86,10 @@ class SubTasks:
             raise TorchsliceError(f"round_to must be at least 1, got {round_to}.")
         self.neurons, self.rankings = neurons, tuple(rankings[name] for name in names)  # in the order of the logits
         for ranking in self.rankings:
+            if not isinstance(ranking, Ranking):
+                raise TorchsliceError(
+                    f"needed are rankings, as subtasks.rank finds them; got a {type(ranking).__name__}."
+                )
             neurons.check(ranking.prefix(ranking.layers))
         self.whole, self.least, self.round_to, self.label_smoothing = whole, least, round_to, label_smoothing
         self._plan = lru_cache(REMEMBERED)(self._planned)
@@ -177,12 +182,16 @@ def rank(
     >>> rankings["3"]
     Ranking(112 neurons in 6 layers)
     """
+    if not 0 <= cost < math.inf:
+        raise TorchsliceError(f"cost must be 0 or more, got {cost}.")
     if scores is None:
         scores = contributions(neurons, task, metric=metric or "taylor", seed=seed, progress=progress)
-    scores.check_of(neurons, task)
+    check_scores(scores, neurons, task)
     of = scores.tied(neurons)[scores.the_metric(metric)]
     first: dict[tuple[int, ...], str] = {}  # {channels: the first layer that has them}
     alike = {name: first.setdefault(tuple(numbers.tolist()), name) for name, numbers in neurons.sets.items()}
     rankings = by_turns({name: of[name] for name in first.values()}, cost=cost)
-    orders = ({name: ranking[other] for name, other in alike.items()} for ranking in rankings)
-    return {name: Ranking(found) for name, found in zip(task.classes, orders, strict=True)}
+    return {
+        name: Ranking({layer: found[other] for layer, other in alike.items()}) if len(first) < len(alike) else found
+        for name, found in zip(task.classes, rankings, strict=True)
+    }

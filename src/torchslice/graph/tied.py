@@ -48,9 +48,11 @@ def mean_scores(sets: Sets, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     {'a': tensor([0.6000, 0.4000], dtype=torch.float64), 'b': tensor([0.4000, 1.0000], dtype=torch.float64)}
     """
     at = torch.cat([sets[layer] for layer in scores])
-    flat = torch.cat([of_unit_length(score) for score in scores.values()], -1)
-    total = flat.new_zeros(*flat.shape[:-1], int(at.max()) + 1).index_add_(-1, at, flat)
-    mean = total / at.bincount().clamp(min=1)
+    rows = next(iter(scores.values())).shape[:-1]
+    mean = torch.zeros(*rows, int(at.max()) + 1, dtype=torch.float64)
+    for layer, score in scores.items():
+        mean.index_add_(-1, sets[layer], of_unit_length(score))
+    mean /= at.bincount().clamp(min=1)
     return {layer: mean[..., sets[layer]] for layer in scores}
 
 

@@ -30,15 +30,17 @@ def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> floa
     >>> round(calibration_error(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), torch.tensor([0, 1])), 3)
     0.5
     """
-    check_finite(logits)
+    check_logits(logits, labels)
     confidence, answer = logits.double().softmax(1).max(1)  # [n]
     gap = (answer == labels).double() - confidence
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, index, gap).abs().sum() / len(labels))
 
 
-def check_finite(logits: Tensor) -> None:
-    """Raise for logits that are no answers."""
+def check_logits(logits: Tensor, labels: Tensor) -> None:
+    """Raise for logits that are no answers to samples with these labels."""
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        raise TorchsliceError(f"needed are logits [n, C] of {list(labels.shape)} samples, got {list(logits.shape)}.")
     if not logits.isfinite().all():
         raise TorchsliceError("some of the logits are NaN or infinite, which are no answers; check the network.")
 
@@ -53,7 +55,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     >>> best_temperature(torch.tensor([[4.0, 0.0]] * 400), torch.tensor([0, 0, 0, 1] * 100))  # 75 % are correct
     3.65...
     """
-    check_finite(logits)
+    check_logits(logits, labels)
     scores = logits.double()
     spread = 1 / (len(labels) + 2)
     own = (1 - spread) * scores.gather(1, labels[:, None]).mean() + spread * scores.mean()

@@ -49,7 +49,7 @@ def create(spec: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
         raise TorchsliceError(f"a model needs at least 1 class, got num_classes={num_classes}.")
     arguments = {"num_classes": num_classes, **arguments}
     what = f"model {spec!r}"
-    source, _, name = spec.partition(":")
+    source, _, name = str(spec).partition(":")
     own = name and source not in ("torchvision", "timm", "hf")
     try:
         if own:

@@ -32,9 +32,17 @@ class SliceFile:
 
     def write(self, found: Mapping[str, Slice] | Mapping[str, Ranking], weights: str, about: Mapping[str, Any]) -> None:
         """Write what was found by class in a network whose weights have the digest `weights`."""
-        plain = {name: of.to_plain() for name, of in found.items()}
-        content = {"format_version": FORMAT_VERSION, "weights_sha256": weights, **about, "classes": plain}
-        atomic_write(self.path, json.dumps(content))
+        head = json.dumps({"format_version": FORMAT_VERSION, "weights_sha256": weights, **about})
+
+        def write(temporary: Path) -> None:
+            """Write class by class, as plain data takes many times the memory of slices."""
+            with temporary.open("w") as file:
+                file.write(f'{head[:-1]}, "classes": {{')
+                for number, (name, of) in enumerate(found.items()):
+                    file.write(f"{', ' if number else ''}{json.dumps(name)}: {json.dumps(of.to_plain())}")
+                file.write("}}")
+
+        atomic_write(self.path, write)
 
     def read(self, kind: type[T], weights: str, remedy: str) -> dict[str, T]:
         """Return the slices, or rankings, by class; those of other weights are an error that says the remedy."""

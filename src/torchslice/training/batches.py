@@ -94,7 +94,7 @@ class Batches:
         draw: Callable[[torch.Generator], Step] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.split, self.batch_size, self.seed, self.device = task.train, batch_size, seed, device
+        self.split, self.seed, self.device = task.train, seed, device
         self.draw, self.ranks = draw, ranks or Ranks()
         least = 2 * self.ranks.count
         if batch_size < least or batch_size % self.ranks.count:
@@ -106,6 +106,9 @@ class Batches:
             raise TorchsliceError(
                 f"{len(self.split)} training sample(s) of {task.name} are too few to train on; give at least {least}."
             )
+        self.batch_size = min(
+            batch_size, len(self.split) - len(self.split) % self.ranks.count
+        )  # all there are, at most
         counts = task.train.labels.bincount(minlength=len(task.classes))  # [C]
         if draw and not counts.all():
             raise TorchsliceError(

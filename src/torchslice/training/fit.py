@@ -74,7 +74,11 @@ def fit(
     """
     check_model(model)
     check_task(task)
-    training = training or Training()
+    training = Training() if training is None else training
+    if not isinstance(training, Training):
+        raise TorchsliceError(f"training must be a Training, such as Training(epochs=3); got {training!r}.")
+    if not (objective is None or callable(objective) or hasattr(objective, "draw")):
+        raise TorchsliceError(f"objective must be a function of model, inputs and labels; got {objective!r}.")
     if keep not in KEEP:
         raise TorchsliceError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}.")
     placement = choose_placement(training.device, training.precision)

@@ -67,8 +67,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros((), device=chosen).item()  # which the meta device cannot
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise TorchsliceError(f"device {str(device)!r} cannot be used here. Choose auto, cpu or cuda.") from error
     return chosen
 

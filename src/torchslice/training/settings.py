@@ -55,8 +55,9 @@ class Training:
         for name, least in (("epochs", 1), ("batch_size", 2), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or not least <= value < 2**63:
-                what = "" if isinstance(value, int) else "a whole number, "
-                raise TorchsliceError(f"{name} must be {what}at least {least}, got {value!r}.")
+                what = f"at least {least}" if isinstance(value, int) else f"a whole number, at least {least}"
+                what = "below 2**63" if isinstance(value, int) and value > least else what
+                raise TorchsliceError(f"{name} must be {what}, got {value!r}.")
         for name in ("learning_rate", "momentum", "weight_decay", "warmup_fraction", "label_smoothing"):
             if not isinstance(getattr(self, name), int | float):
                 raise TorchsliceError(f"{name} must be a number, got {getattr(self, name)!r}.")

@@ -100,6 +100,13 @@ class Contributions:
         return f"{title}\n{table(('layer', 'neurons', 'silent', *self.scores), rows)}"
 
 
+def check_scores(scores: Any, neurons: Neurons, task: Task) -> None:
+    """Raise unless these are contributions of the neurons to the classes of a task."""
+    if not isinstance(scores, Contributions):
+        raise TorchsliceError(f"scores must be contributions(neurons, task), got {type(scores).__name__}.")
+    scores.check_of(neurons, task)
+
+
 def contributions(
     neurons: Neurons,
     task: Task,

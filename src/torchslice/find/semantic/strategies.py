@@ -21,7 +21,7 @@ from ...graph.neurons import Neurons
 from ...registry import unknown
 from ...slices import Slice
 from ...tables import percent, table
-from .contributions import Contributions, contributions
+from .contributions import Contributions, check_scores, contributions
 from .grams import POSITIONS, Similarity, similarity
 from .groups import OUTSIDE, check_outside, find_groups
 from .selection import complete, first_to_reach, in_order, prefix_cka, prefix_mass, top_fraction
@@ -253,9 +253,11 @@ def class_slices(
     >>> semantic = class_slices(neurons, task, scores, strategy=ReachTheta(0.9), progress=False)
     >>> small = ts.extract(neurons, semantic["3"] | semantic["8"], classes=["3", "8"])
     """
+    if not isinstance(strategy, Strategy):
+        raise TorchsliceError(f"strategy must be one such as ReachTheta(0.95), got {strategy!r}.")
     if scores is None:
         scores = contributions(neurons, task, metric=metric or "taylor", seed=seed, progress=progress)
-    scores.check_of(neurons, task)
+    check_scores(scores, neurons, task)
     metric, alike, positions = scores.the_metric(metric), None, strategy.compares
     scores = scores.tied(neurons) if tied else scores
     if positions is not None:
