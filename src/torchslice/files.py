@@ -130,9 +130,15 @@ def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
             path.parent.rmdir()
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """Return a copy as safetensors takes it: on the CPU, contiguous, and no two in one memory."""
-    return tensor.detach().resolve_conj().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors takes them: on the CPU, contiguous, no two in one memory; others are copied."""
+    seen, found = set[int](), {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return found
 
 
 def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:

@@ -105,7 +105,7 @@ def save(
     except (TypeError, ValueError, RecursionError) as error:
         raise TorchsliceError(f"cannot save {path}: {error}. {ALLOWED}") from error
     _check_loads(record, tensors, masks)
-    stored = {name: plain(tensor) for name, tensor in {**tensors, **masks}.items()}
+    stored = plain({**tensors, **masks})
     try:
         record["sha256"] = _digest(record, stored)
         whole = to_bytes(stored, {"torchslice": json.dumps(record)})

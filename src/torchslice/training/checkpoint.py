@@ -143,7 +143,7 @@ def _check_state(state: Any) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
-    copies, text = {name: plain(tensor) for name, tensor in tensors.items()}, json.dumps(state)
+    copies, text = plain(tensors), json.dumps(state)
     metadata = {"training": text, "sha256": digest_of(copies, text)}
 
     def write(temporary: Path) -> None:
