@@ -38,8 +38,8 @@ class SliceFile:
             """Write class by class, as plain data takes many times the memory of slices."""
             with temporary.open("w") as file:
                 file.write(f'{head[:-1]}, "classes": {{')
-                for number, (name, of) in enumerate(found.items()):
-                    file.write(f"{', ' if number else ''}{json.dumps(name)}: {json.dumps(of.to_plain())}")
+                for number, name in enumerate(found):
+                    file.write(f"{', ' if number else ''}{json.dumps(name)}: {json.dumps(found[name].to_plain())}")
                 file.write("}}")
 
         atomic_write(self.path, write)
