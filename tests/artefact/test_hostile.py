@@ -97,6 +97,12 @@ def test_modules_that_hold_themselves_or_each_other_are_refused(forger):
             load(forger.write(record))
 
 
+def test_true_is_not_one_in_a_shape(forger):
+    forger.record["tensors"]["0.weight"]["shape"][1] = True
+    with pytest.raises(TorchsliceError, match=r"tensor '0.weight' should be .*True"):
+        load(forger.write(forger.record))
+
+
 def test_what_nothing_holds_is_refused(forger):
     del forger.record["modules"][""]["modules"]["3"]
     with pytest.raises(TorchsliceError, match=r"no module holds \['3'\]"):

@@ -182,6 +182,26 @@ def test_it_is_rebuilt_from_its_model_and_plain_data(extended: Extended) -> None
     assert more.classes == (*TASK.classes, "a", "b") and more.tasks[0].slice_ == SLICE
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": []},
+        {"tasks": [{"classes": ["a"]}]},
+        {"tasks": [{"classes": [1], "slice": None, "bias": 0.0}]},
+        {"tasks": [{"classes": ["a"], "slice": {"x": {"width": 2, "kept": [0]}}, "bias": 0.0}]},
+        {"tasks": [{"classes": ["a"], "slice": None, "bias": "x"}]},
+        {"tasks": 3},
+        {"rule": "none"},
+        {"log": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_extension_is_refused(extended: Extended, change: dict[str, Any]) -> None:
+    plain = json.loads(json.dumps(extended.extension)) | change
+    with pytest.raises(TorchsliceError, match="this is no extension of the network"):
+        Extended.of(extended.neurons, plain)
+
+
 def test_inputs_are_prepared_as_those_of_the_known_classes(base: Neurons) -> None:
     darker = {name: Images(NEW.split(name).images // 2, NEW.split(name).labels) for name in ("train", "validation")}
     new = replace(NEW, **darker)

@@ -134,3 +134,12 @@ def test_too_few_samples_are_an_error():
         TorchsliceError, match=r"1 training sample\(s\) of small are too few to train on; give at least 2"
     ):
         Batches(Task("small", ("a", "b"), split, split, split), batch_size=8, seed=0)
+
+
+@pytest.mark.parametrize("draw", [None, two_of_three])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_batch_is_never_larger_than_its_split(draw, ranks):
+    made = TASKS["stored"]()
+    batches = Batches(made, batch_size=10**12, seed=0, draw=draw, ranks=Ranks(0, ranks))
+    whole = len(made.train) - len(made.train) % ranks
+    assert [len(labels) for _, labels, _ in batches.epoch(1)] == [whole // ranks]
