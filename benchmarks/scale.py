@@ -154,7 +154,10 @@ def write_page(result: dict[str, Any], path: Path) -> str:
     runs = result["runs"]
     blocks = ["# Scale", head(result), TEXT]
     for title, trained in (("The largest size", False), ("A large network, the whole way", True)):
-        run = max((run for run in runs if run["trained"] is trained), key=lambda run: run["parameters"])
+        kind = [run for run in runs if run["trained"] is trained]
+        if not kind:
+            continue
+        run = max(kind, key=lambda run: run["classes"] * run["neurons"])
         about = ", ".join(f"{run[axis]:,} {axis}" for axis in AXES) + f", {run['parameters'] / 1e6:.0f} M parameters."
         cells = [(row["step"], f"{row['seconds']:.1f}", f"{row['peak_mib']:,.0f}") for row in run["rows"]]
         blocks += [f"## {title}", about, markdown(("step", "CPU seconds", "peak of the process, MiB"), cells)]
