@@ -318,7 +318,7 @@ def write_page(result: dict[str, Any], path: Path) -> str:
         "*Against whole* is in points. DeepLIFT is refused: its rule covers neither tokens nor attention. Nothing is "
         "chosen on test samples; the epoch of fine-tuning is chosen on validation samples."
     )
-    return page(path.stem.partition("-")[0].capitalize(), result, text=[text], section=section, arms=ARMS)
+    return page("Transformers cut for some of their classes", result, text=[text], section=section, arms=ARMS)
 
 
 BENCHMARK = Benchmark("text", SETTINGS, Dividing, write_page)
