@@ -39,7 +39,7 @@ def test_what_goes_wrong_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conformance.ts, "extract", fails)
     *_, row = conformance.ours(model, example, unseen)
     assert (row["outcome"], row["reason"]) == ("crash", "KeyError: 'oh'")
-    monkeypatch.setattr(conformance.ts, "extract", lambda neurons, slice_: nn.Sequential(model, nn.Hardtanh()))
+    monkeypatch.setattr(conformance.ts, "extract", lambda neurons, slice_: nn.Sequential(neurons.model, nn.Hardtanh()))
     *_, row = conformance.ours(model, example, unseen)
     assert row["outcome"] == "inexact" and row["difference"] > 0.01
     *_, row = conformance.ours(nn.Flatten(), example, unseen)
