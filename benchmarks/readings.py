@@ -18,6 +18,7 @@ from torchslice import Slice, accuracy, extract, judge
 from torchslice.find.semantic.contributions import by_position
 from torchslice.find.semantic.selection import top_fraction
 from torchslice.graph.activations import find_activations, reading
+from torchslice.graph.functions import ACTIVATIONS
 from torchslice.graph.neurons import Neurons
 from torchslice.inputs import device_of
 
@@ -119,10 +120,8 @@ class Read(Part):
         """Return the sums of every reading."""
         where, task = find_activations(neurons), self.task
         if place == "before":
-            shorter = {
-                layer: chain[:-1] if chain[-1] in ("relu", "gelu") else chain for layer, chain in where.chains.items()
-            }
-            where = replace(where, chains=shorter)
+            chains = {n: chain[:-1] if chain[-1] in ACTIVATIONS else chain for n, chain in where.chains.items()}
+            where = replace(where, chains=chains, copied=frozenset(chains))  # some activations overwrite what they read
         labels, classes = task.train.labels, len(task.classes)
         rows = torch.cat([(labels == c).nonzero().flatten()[: self.settings.samples_per_class] for c in range(classes)])
         batches, found = rows.split(64), {name: Sums(classes) for name in READINGS}

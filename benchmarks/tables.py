@@ -138,7 +138,9 @@ def page(
     """
     settings = result["manifest"]["settings"]
     networks = {f"{network['model']} on {network['data']}": network for network in settings["networks"]}
-    blocks = [f"# {title}", head(result, f"{settings['seeds']} seed(s)"), *text]
+    counts = sorted(len(runs) for runs in by_network(result["runs"]).values())
+    seeds = f"{counts[0]} seed(s)" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]} seeds"
+    blocks = [f"# {title}", head(result, seeds), *text]
     if arms:
         blocks.append("\n".join(f"- **{arm}**: {meaning}." for arm, meaning in arms.items()))
     blocks += [picture] if picture else []

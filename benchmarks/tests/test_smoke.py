@@ -229,6 +229,7 @@ def test_readings_are_the_metrics_where_they_are_defined_so() -> None:
     for metric in ("avg", "var"):
         for layer, of in ours[metric].items():
             torch.testing.assert_close(found[f"{metric}, after, mean"][layer], of.mean(0), rtol=1e-4, atol=1e-6)
+    assert all((found["avg, before, size"][layer] > found["avg, after, size"][layer]).any() for layer in neurons.layers)
     norms = readings.weights_that_read(neurons)
     assert norms["features.0.0"][1] == neurons.model.features[1][0].weight[:, 1].double().norm()
     weighted, plain = found["var, before, size, x weights"], found["var, before, size"]
