@@ -302,7 +302,7 @@ class Replacing(Part):
             rate = self.network.rate / 2
             training = replace(self.training, epochs=self.settings.tuning_epochs, learning_rate=rate)
             options: dict[str, Any] = {"training": training, "seed": self.seed, "progress": self.progress}
-            made.append(ts.reuse(parent, side, classes=side.classes, mac_retention=0.5, **options))
+            made.append(ts.reuse(parent, side, classes=side.classes, mac_retention=0.6, **options))
         return made
 
     @cached_property
