@@ -147,10 +147,11 @@ def difference(found: Any, expected: Any) -> float:
 def launch(processes: int, folder: Path, *what: str) -> subprocess.CompletedProcess[str]:
     """Run this module in so many processes of torchrun, see `main`."""
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    root = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(
         [*launcher, "-m", "benchmarks.ranks", str(folder), *what],
-        env={**clean, "OMP_NUM_THREADS": "1"},
+        env={**clean, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=SECONDS,
