@@ -193,6 +193,7 @@ EARLY = [
 #: Refused once the data are loaded.
 LATE = [
     ("report {standard} --out {out} --classes 3,12", ["'12'"]),
+    ("report {standard} --out {out} --classes 3", ["at least two classes, got '3' alone"]),
     ("plot {standard} --what overlap --layer nowhere --out x.png", ["unknown layer 'nowhere'"]),
     ("groups {standard} --count 11", ["--count must be 1 to 10", "got 11"]),
     ("train convnet folder:{tmp}/nowhere --out {out}", ["nowhere", "one sub-folder"]),

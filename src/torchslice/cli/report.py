@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import TorchsliceError
 from ..find.semantic import METRICS, contributions
 from ..graph.find import find_neurons
 from ..judge import evaluate_stages
@@ -62,6 +63,8 @@ def report(
         opened = opening.open(source, data, seed=seed, device=device)
         neurons, task = opened.neurons(), opened.task
         chosen = [] if classes is None else common.names(classes)
+        if len(chosen) == 1:
+            raise TorchsliceError(f"a sub-model needs at least two classes, got {chosen[0]!r} alone; add one to it.")
         if chosen:
             task.class_indices(chosen)
             slices = opened.slices(seed=seed)
