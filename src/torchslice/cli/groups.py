@@ -8,7 +8,7 @@ import typer
 
 from ..find import semantic
 from ..find.semantic import METRICS
-from ..find.semantic.groups import OUTSIDE, check_outside
+from ..find.semantic.groups import OUTSIDE, check_count, check_outside
 from ..runs.source import Opening
 from . import common
 from .options import Part
@@ -39,7 +39,7 @@ def groups(
     _ = METRICS[metric]  # says which there are
     opened = opening.open(source, data, seed=seed, device=device)
     neurons, task = opened.neurons(), opened.task
-    semantic.check_count(count, len(task.classes))
+    check_count(count, len(task.classes))
     common.say(f"semantic groups by {metric} from training samples of {task.name}")
     scores = semantic.contributions(neurons, task, metric=metric, samples_per_class=samples_per_class, seed=seed)
     found = semantic.groups(neurons, scores, outside=outside, count=count)

@@ -2,7 +2,7 @@
 
 from .contributions import Contributions, contributions
 from .grams import Similarity, similarity
-from .groups import Group, Groups, check_count, groups
+from .groups import Group, Groups, groups
 from .metrics import METRICS, Metric
 from .strategies import ByGroup, PerClass, PerLayer, ReachTheta, SemanticSlices, Strategy, class_slices
 
@@ -19,7 +19,6 @@ __all__ = [
     "SemanticSlices",
     "Similarity",
     "Strategy",
-    "check_count",
     "class_slices",
     "contributions",
     "groups",
