@@ -56,4 +56,6 @@ def train(
     last = history[-1]
     text = f"{out}: validation accuracy {last['validation_accuracy']:.2%} after {last['epoch']} epochs\n"
     result = {"run": str(out), "resumed_after": done, "history": history}
-    common.emit(result, f"{text}{common.next_step('slice', out)}", as_json=as_json)
+    part = ["--classes", ",".join(task.classes[:2]), "--mac-retention", "0.4", "--out", "part.safetensors"]
+    step = ["slice", str(out)] if method.method == "gates" else ["extract", str(out), *part]
+    common.emit(result, f"{text}{common.next_step(*step)}", as_json=as_json)
