@@ -167,13 +167,13 @@ def numbers(members: Sequence[Sequence[int]]) -> list[int]:
 
 
 def shares(labels: Sequence[int]) -> Tensor:
-    """Return what takes the mean of a profile over every family: float64 [C, families].
+    """Return what takes the mean of a profile over every family, 0 for one without a class: float64 [C, families].
 
     >>> shares([0, 1, 0]).tolist()
     [[0.5, 0.0], [0.0, 1.0], [0.5, 0.0]]
     """
     member = torch.nn.functional.one_hot(torch.tensor(labels)).double()
-    return member / member.sum(0)
+    return member / member.sum(0).clamp(min=1)
 
 
 # -- the page -----------------------------------------------------------------------------------------------------
