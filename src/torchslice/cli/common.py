@@ -60,6 +60,7 @@ NeuronFraction = Annotated[
     ),
 ]
 Metric = Annotated[str, typer.Option(metavar="NAME", help="Of contributions: avg, var, ens, taylor or deeplift.")]
+SamplesPerClass = Annotated[int, typer.Option(min=1, help="Training samples per class.")]
 Renormalise = Annotated[
     bool, typer.Option("--renormalise", help="Let every part normalise images as it was trained, by its mean and std.")
 ]

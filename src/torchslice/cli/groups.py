@@ -20,7 +20,7 @@ def groups(
     data: common.SourceData = None,
     opening: Annotated[Opening, Part(skip=("slices",))] = Opening(),
     metric: common.Metric = "taylor",
-    samples_per_class: Annotated[int, typer.Option(min=1, help="Training samples per class.")] = 256,
+    samples_per_class: common.SamplesPerClass = 256,
     outside: Annotated[
         float, typer.Option(help="What a neuron may contribute to others, of what it contributes to its classes.")
     ] = OUTSIDE,

@@ -42,7 +42,7 @@ def plot(
     ] = What.tree,
     layer: Annotated[str | None, typer.Option(help="overlap: in this layer.", show_default="all layers")] = None,
     metric: common.Metric = "taylor",
-    samples_per_class: Annotated[int, typer.Option(min=1, help="Training samples per class.")] = 128,
+    samples_per_class: common.SamplesPerClass = 128,
     force: common.Force = False,
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",

@@ -34,7 +34,7 @@ def report(
         ),
     ] = None,
     metric: common.Metric = "taylor",
-    samples_per_class: Annotated[int, typer.Option(min=1, help="Training samples per class.")] = 128,
+    samples_per_class: common.SamplesPerClass = 128,
     force: common.Force = False,
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",
@@ -50,9 +50,10 @@ def report(
     common.check_out(out, force=force)
     _ = METRICS[metric]  # says which there are
     run = Run.open(source) if Path(source).is_dir() else None
-    shown: dict[str, Any] = {"title": source, "rows": [] if run is None else run.rows}
-    if run is not None and run.epochs_done < run.recipe.training.epochs:
-        task, done = run.load_task(opening.data_dir), f"{run.epochs_done} of {run.recipe.training.epochs}"
+    rows = [] if run is None else run.rows
+    shown: dict[str, Any] = {"title": source, "rows": rows}
+    if run is not None and len(rows) < run.recipe.training.epochs:
+        task, done = run.load_task(opening.data_dir), f"{len(rows)} of {run.recipe.training.epochs}"
         neurons = find_neurons(run.recipe.make_model(task), task.example, classes=task.classes)
         shown["notes"] = [
             f"This run is not trained to its end: {done} epochs. Groups and parts are shown when it is; the command "

@@ -115,12 +115,10 @@ def report(
 
 def groups_of(found: Groups) -> list[dict[str, Any]]:
     """Return the largest groups: classes, number of neurons, and how much of every layer they are."""
-    largest = sorted(found, key=lambda group: -len(group.slice))[:LARGEST]
     listed, counts = [], found.unused.layers
-    for group in sorted(largest, key=lambda group: -len(group.classes)):
-        shares = {layer: int(mask.sum()) / counts[layer] for layer, mask in group.slice.masks.items()}
-        names = "all classes" if len(group.classes) == len(found.classes) else ", ".join(group.classes)
-        listed.append({"names": names, "neurons": len(group.slice), "shares": shares})
+    for names, slice_ in found.largest(LARGEST):
+        shares = {layer: int(mask.sum()) / counts[layer] for layer, mask in slice_.masks.items()}
+        listed.append({"names": names, "neurons": len(slice_), "shares": shares})
     return listed
 
 

@@ -97,6 +97,12 @@ class Groups(Sequence[Group]):
         check_count(count, len(self.classes))
         return [tuple(self.classes[label] for label in sorted(members)) for members in families(self.linkage, count)]
 
+    def largest(self, count: int) -> list[tuple[str, Slice]]:
+        """Return the `count` groups of most neurons, those of most classes first: the names in one text, the slice."""
+        found = sorted(sorted(self, key=lambda group: -len(group.slice))[:count], key=lambda group: -len(group.classes))
+        every = len(self.classes)
+        return [("all classes" if len(g.classes) == every else ", ".join(g.classes), g.slice) for g in found]
+
     def to_plain(self) -> dict[str, Any]:
         """Return the groups as JSON-able data."""
         groups = [{"classes": list(group.classes), "slice": group.slice.to_plain()} for group in self]
@@ -112,12 +118,10 @@ class Groups(Sequence[Group]):
         )
         if len(self) == 1 and every > 1:
             return f"{found}. No neuron tells classes apart: all contribute alike to all."
-        largest = sorted(self, key=lambda group: -len(group.slice))[:SHOWN]
         rows = []
-        for group in sorted(largest, key=lambda group: -len(group.classes)):
-            kept = [int(mask.sum()) for mask in group.slice.masks.values()]
+        for names, slice_ in self.largest(SHOWN):
+            kept = [int(mask.sum()) for mask in slice_.masks.values()]
             cuts = [round(len(kept) * third / 3) for third in range(4)]
-            names = "all classes" if len(group.classes) == every else ", ".join(group.classes)
             rows.append((names, sum(kept), *(sum(kept[a:b]) for a, b in pairwise(cuts))))
         more = f"\n... and {len(self) - len(rows)} smaller groups" if len(rows) < len(self) else ""
         return f"{found}\n{table(('classes', 'neurons', 'first third', 'middle', 'last'), rows)}{more}"
