@@ -12,7 +12,6 @@ from ..find.semantic.groups import OUTSIDE, check_count, check_outside
 from ..runs.source import Opening
 from . import common
 from .options import Part
-from .slice import words_of
 
 
 def groups(
@@ -46,5 +45,5 @@ def groups(
     result = {"source": source, "metric": metric, "outside": outside, **found.to_plain()}
     file = [] if opened.run is not None else ["--out", "slices.json"]
     chosen = ["--by", "contribution", "--strategy", "by-group", "--outside", outside, *file]
-    step = common.next_step("slice", *words_of(opened, opening), *chosen)
+    step = common.next_step("slice", *opening.again(opened), *chosen)
     common.emit(result, f"{found}\n{step}", as_json=as_json)

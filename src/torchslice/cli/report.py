@@ -17,7 +17,6 @@ from ..show import report as make_report
 from ..slices import union
 from ..training import accuracy
 from . import common
-from .slice import words_of
 
 
 def report(
@@ -71,7 +70,7 @@ def report(
             slices = opened.slices(seed=seed)
         common.say(f"contributions of {len(neurons):,} neurons to {len(task.classes)} classes of {task.name}")
         scores = contributions(neurons, task, metric=metric, samples_per_class=samples_per_class, seed=seed)
-        shown |= {"metrics": opened.metrics, "words": words_of(opened, opening)}
+        shown |= {"metrics": opened.metrics, "words": opening.again(opened)}
         shown["accuracy"] = accuracy(neurons.model, task, "validation")
         if chosen:
             slice_ = union(slices[name] for name in chosen)

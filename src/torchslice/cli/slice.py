@@ -16,7 +16,7 @@ from ..find.gates import GatedModel
 from ..find.semantic import METRICS, ByGroup, PerClass, PerLayer, ReachTheta
 from ..runs.run import SHARE, Run, prefixes
 from ..runs.slicefile import SliceFile, digest_of_model
-from ..runs.source import Opening, Source
+from ..runs.source import Opening
 from ..slices import union
 from ..tables import percent
 from . import common
@@ -168,18 +168,7 @@ def slice(
         SliceFile(out).write(slices, digest_of_model(opened.model), about)
     elif run is not None:
         run.keep_slices(slices, about)
-    words = [*words_of(opened, opening), *([] if out is None else ["--slices", out])]
+    words = [*opening.again(opened), *([] if out is None else ["--slices", out])]
     pair = ",".join(opened.task.classes[:2])
     step = common.next_step("extract", *words, "--classes", pair, "--out", "part.safetensors")
     common.emit(result, f"{found}\n{step}", as_json=as_json)
-
-
-def words_of(opened: Source, opening: Opening) -> list[str]:
-    """Return the words that open a source again."""
-    words = [opened.name]
-    if opened.run is None:
-        words += opened.data
-        words += [] if opening.weights is None else ["--weights", str(opening.weights)]
-        words += [word for text in opening.model_argument or () for word in ("--model-argument", text)]
-        words += ["--allow-import"] if opening.allow_import else []
-    return words

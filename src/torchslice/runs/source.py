@@ -117,6 +117,16 @@ class Opening:
         """Return the words that name a data set on the command line."""
         return data_words(name, self.data_options, self.data_dir)
 
+    def again(self, source: Source) -> list[str]:
+        """Return the words that open a source once more on the command line."""
+        words = [source.name]
+        if source.run is None:
+            words += source.data
+            words += [] if self.weights is None else ["--weights", str(self.weights)]
+            words += [word for text in self.model_argument or () for word in ("--model-argument", text)]
+            words += ["--allow-import"] if self.allow_import else []
+        return words
+
     def open(self, name: str, data_name: str | None, *, seed: int, device: str, new: str | None = None) -> Source:
         """Open a run (a folder), a saved network (a file) or a network by name with its weights.
 

@@ -40,11 +40,9 @@ def tree(axes: Any, groups: Groups) -> Any:
 
 def overlap(axes: Any, groups: Groups, layer: str | None = None) -> Any:
     """Draw which classes share neurons, in one layer or in all: see `overlaps`."""
-    at = [groups.classes.index(name) for name in groups.order]
-    shown = overlaps(groups, layer)[at][:, at]
-    axes.imshow(shown.numpy(), vmin=0, vmax=1, cmap="viridis")
-    axes.set_xticks(range(len(at)), groups.order, rotation=90)
-    axes.set_yticks(range(len(at)), groups.order)
+    axes.imshow(arranged(groups, layer).numpy(), vmin=0, vmax=1, cmap="viridis")
+    axes.set_xticks(range(len(groups.order)), groups.order, rotation=90)
+    axes.set_yticks(range(len(groups.order)), groups.order)
     axes.set_title(layer or "all layers")
     return axes
 
@@ -102,6 +100,12 @@ def overlaps(groups: Groups, layer: str | None = None) -> Tensor:
     member = serving(groups, layer).double()
     both, size = member.T @ member, member.sum(0)
     return both / (size[:, None] + size - both).clamp(min=1)
+
+
+def arranged(groups: Groups, layer: str | None = None) -> Tensor:
+    """Return the overlaps with the classes in the order of the tree, float64 [C, C]."""
+    at = [groups.classes.index(name) for name in groups.order]
+    return overlaps(groups, layer)[at][:, at]
 
 
 def sharing_of(groups: Groups) -> Mapping[str, list[int]]:

@@ -128,7 +128,7 @@ def drawn(found: Groups) -> dict[str, Any]:
     layers = list(found.unused.layers)
     most = max(1, CELLS // len(at) ** 2)
     layers = layers[:: -(-len(layers) // most)]
-    maps = {name or "all layers": figures.overlaps(found, name)[at][:, at] for name in (None, *layers)}
+    maps = {name or "all layers": figures.arranged(found, name) for name in (None, *layers)}
     return {"order": at, "maps": {name: (100 * of).round().int().flatten().tolist() for name, of in maps.items()}}
 
 
