@@ -38,11 +38,12 @@ class Ranking:
                 raise TorchsliceError(
                     f"layer {layer!r}: a ranking names every neuron of a layer once, int64 [N]; got {order.tolist()!r}."
                 )
-        self._orders = {layer: order.detach().to("cpu", copy=True) for layer, order in orders.items()}
+        # a thousand classes of a large network fit into memory as int32
+        self._orders = {layer: order.detach().to("cpu", torch.int32, copy=True) for layer, order in orders.items()}
 
     def __getitem__(self, layer: str) -> Tensor:
         """Return a copy of the order of a layer, int64 [N]."""
-        return self._orders[layer].clone()
+        return self._orders[layer].long()
 
     @property
     def layers(self) -> dict[str, int]:
@@ -64,7 +65,7 @@ class Ranking:
         for layer, order in self._orders.items():
             if not 0 <= counts[layer] <= len(order):
                 raise TorchsliceError(f"layer {layer!r} has {len(order)} neurons; the prefix has {counts[layer]}.")
-            masks[layer] = torch.zeros(len(order), dtype=torch.bool).index_fill_(0, order[: counts[layer]], True)
+            masks[layer] = torch.zeros(len(order), dtype=torch.bool).index_fill_(0, order[: counts[layer]].long(), True)
         return Slice(masks)
 
     def __eq__(self, other: object) -> bool:
