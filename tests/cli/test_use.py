@@ -1,6 +1,7 @@
 """torchslice slice, extract and evaluate, from runs, weights and artefacts to figures."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -185,6 +186,14 @@ def test_a_budget_on_a_sub_task_run_takes_the_neurons_that_training_ranked(torch
     ranking = by_best_rank(Run.open(subtasks).rankings()[name] for name in ("3", "8"))
     expected = fit_budget(neurons, ranking, classes=["3", "8"], mac_retention=0.6, powers=POWERS, round_to=1)
     assert ts.load(out).slice == expected and 0.4 < figures["mac_retention"] <= 0.6
+
+
+def test_a_budget_that_no_sub_model_fits_says_the_smallest_one(torchslice, standard, subtasks, tmp_path):
+    out = tmp_path / "pair.safetensors"
+    for run, budget in ((standard, ("--mac-retention", 0.001)), (subtasks, ("--latency-ms", 1e-6))):
+        result = torchslice("extract", run, "--classes", "3,8", *budget, "--out", out, *CPU)
+        assert result.code == 2 and not result.out and not out.exists()
+        assert re.search(f"no sub-model fits {budget[0]} .*: the smallest, .* needs .* Give {budget[0]} ", result.err)
 
 
 # -- evaluate -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..artefact import save
+from ..budget import the_budget
 from ..errors import TorchsliceError
 from ..runs.source import Opening
 from ..submodel import reuse
@@ -60,7 +61,10 @@ def extract(
     common.check_training(context, training)
     of_tuning = {entry.name for entry in fields(training)} - {"seed", "device"}
     common.check_needs(context, dict.fromkeys(of_tuning, ("finetune", ())))
-    limited = any(most is not None for most in (mac_retention, param_retention, latency_ms))
+    if limited := any(most is not None for most in (mac_retention, param_retention, latency_ms)):
+        the_budget(mac_retention, param_retention, latency_ms)  # says what is wrong with it
+        if opening.slices:
+            raise TorchsliceError("class slices have no order by which a budget could choose; leave out slices=.")
     if "round_to" in common.given_options(context) and not limited:
         raise TorchsliceError("round_to= plays no part without a budget; leave it out, or give mac_retention=.")
     opened = opening.open(source, data, seed=training.seed, device=training.device)
@@ -68,7 +72,7 @@ def extract(
     wanted = common.names(classes)
     if len(opened.task.class_indices(wanted)) < 2:
         raise TorchsliceError(f"a sub-model needs at least two classes to tell apart: classes was {classes!r}.")
-    found: Any = opened.slices(seed=training.seed) if opening.slices or not limited else opened.rankings()
+    found: Any = opened.rankings() if limited else opened.slices(seed=training.seed)
     common.say(f"sub-model of {', '.join(wanted)} from {source}")
     made = reuse(
         opened.network,
