@@ -46,12 +46,13 @@ class Asked(Network):
     Attributes:
         budgets: (number of classes, fractions of the MACs): the sizes of sub-tasks and of their sub-models.
         most: so many sub-tasks of a size, at most.
-        compared: the budget at which networks are trained from scratch, as its place among those of a size.
+        compared: the budget at which networks are trained from scratch, as its place among those of a size; ten times
+            as long for the first sub-task alone.
         rivals: whether MwT and MODA are trained too.
     """
 
     budgets: tuple[tuple[int, tuple[float, ...]], ...] = ((2, (0.1, 0.2, 0.4)), (5, (0.2, 0.5)), (10, (0.5, 1.0)))
-    most: int = 5
+    most: int = 3
     compared: int = 1
     rivals: bool = True
 
@@ -87,7 +88,7 @@ ARMS = {
     "trained to be cut, tuned": "the same after the same tuning",
     "control: random slice, tuned": "random neurons of the whole network, as many in every layer, tuned alike",
     "control: from scratch": "a new network as wide, with the weights that the whole one began with, in as many steps",
-    "control: from scratch, longer": "the same in ten times the steps",
+    "control: from scratch, longer": "the same in ten times the steps, for the first sub-task of each size",
     "MwT, as published": "gates dropped; ReLU and a linear layer on the old logits, fine-tuned for ten epochs",
     "MwT, folded": "mean gates of the classes in the weights, statistics of the classes, never tuned",
     "MODA": "trained with its losses and ReLU; modules joined, never tuned",
@@ -116,16 +117,17 @@ class Reusing(Part):
     def asked(self) -> Iterator[tuple[dict[str, Any], Make]]:
         """Yield what a row is about, and what makes its network and says how many samples that was trained on."""
         for number, (size, budgets) in enumerate(self.network.budgets):
-            for labels in sub_tasks(self.task.classes, size, self.network.most, seed=self.seed + number):
+            tasks = sub_tasks(self.task.classes, size, self.network.most, seed=self.seed + number)
+            for labels in tasks:
                 yield {"arm": "whole network", "classes": labels, "budget": None}, self.whole(labels)
                 for budget in budgets:
                     compared = budget == budgets[self.network.compared]
-                    for arm, make in self.arms(labels, budget, compared):
+                    for arm, make in self.arms(labels, budget, compared, longer=compared and labels == tasks[0]):
                         yield {"arm": arm, "classes": labels, "budget": budget}, make
                 for arm, make in self.rivals(labels) if self.network.rivals else ():
                     yield {"arm": arm, "classes": labels, "budget": None}, make
 
-    def arms(self, labels: Labels, budget: float, compared: bool) -> Iterator[tuple[str, Make]]:
+    def arms(self, labels: Labels, budget: float, compared: bool, longer: bool) -> Iterator[tuple[str, Make]]:
         """Yield the arms that are as large as the budget allows."""
 
         @cache
@@ -145,6 +147,7 @@ class Reusing(Part):
         yield "trained to be cut, tuned", lambda: ranked(True)
         if compared:
             yield "control: from scratch", lambda: self.scratch(chosen(), labels, 1)
+        if longer:
             yield "control: from scratch, longer", lambda: self.scratch(chosen(), labels, self.settings.longer)
 
     def rivals(self, labels: Labels) -> Iterator[tuple[str, Make]]:
