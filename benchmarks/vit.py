@@ -45,7 +45,7 @@ FASHION = Vit(
 DIGITS = Vit("digits", "vit", 1.0, epochs=2, subtask_epochs=1, pixels=8, depth=2, channels=16, mac_retention=0.7)
 SETTINGS = {
     "smoke": Settings((DIGITS,), 1, samples_per_class=8, sub_tasks=1),
-    "cpu": Settings((FASHION,), 1, samples_per_class=64, sub_tasks=3),
+    "cpu": Settings((FASHION,), samples_per_class=64, sub_tasks=3),
     "paper": Settings((replace(FASHION, train_images=None, epochs=60, subtask_epochs=30),), sub_tasks=3),
 }
 BENCHMARK = Benchmark("vit", SETTINGS, Dividing, write_page)
