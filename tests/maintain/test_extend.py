@@ -193,6 +193,9 @@ def test_it_is_rebuilt_from_its_model_and_plain_data(extended: Extended) -> None
         {"tasks": 3},
         {"rule": "none"},
         {"log": None},
+        {"log": ["text"]},
+        {"log": [[[1, 2]]]},
+        {"log": [{}]},
     ],
     ids=str,
 )
