@@ -185,7 +185,7 @@ def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str,
     A line is the mean over the seeds as far as all curves reach, in a band of one standard deviation; dots are points.
 
     Args:
-        panels: curves by the title of their panel. The first panel has all arms.
+        panels: curves by the title of their panel. An arm looks the same in all.
         x, y: what is on the axes.
     """
     try:
@@ -197,8 +197,9 @@ def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str,
     height = math.ceil(len(panels) / width)
     drawn = figure_of(figsize=(max(8, 5 * width), 3.5 * height + 0.8), layout="constrained", dpi=90)
     places = list(drawn.subplots(height, width, squeeze=False).flat)
+    looks = _looks(dict.fromkeys(arm for panel in panels.values() for arm in panel))
     for place, (name, panel) in zip(places, panels.items(), strict=False):
-        _lines(place, panel, log_x)
+        _lines(place, panel, looks, log_x)
         place.set(title=name, xlabel=x, ylabel=y)
         low, high = place.dataLim.intervalx
         place.locator_params(axis="x", integer=low == int(low) and high == int(high))
@@ -209,21 +210,25 @@ def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str,
             place.xaxis.set_major_formatter("{x:g}")
     for place in places[len(panels) :]:
         place.remove()
-    lines, labels = drawn.axes[0].get_legend_handles_labels()
-    drawn.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
+    shown = {arm: line for axes in drawn.axes for line, arm in zip(*axes.get_legend_handles_labels(), strict=True)}
+    drawn.legend(shown.values(), shown, loc="outside lower center", ncols=3, frameon=False)
     drawn.suptitle(title)
     atomic_write(path, lambda temporary: drawn.savefig(temporary, format="png", pil_kwargs={"optimize": True}))
     return f"![{title}]({path.name})"
 
 
-def _lines(place: Any, panel: Panel, log_x: bool) -> None:
-    """Draw the arms of one panel."""
+def _looks(arms: Iterable[str]) -> dict[str, tuple[str, Any, str]]:
+    """Return colour, line and marker of every arm; controls are black."""
     colours, dashes = iter(COLOURS * 3), iter(CONTROLS * 3)
+    return {arm: ("black", *next(dashes)) if is_control(arm) else (next(colours), "-", "o") for arm in arms}
+
+
+def _lines(place: Any, panel: Panel, looks: Mapping[str, tuple[str, Any, str]], log_x: bool) -> None:
+    """Draw the arms of one panel."""
     for arm, curves in panel.items():
+        colour, line_style, marker = looks[arm]
         points = np.array([point for curve in curves for point in curve], dtype=float)
         low, high = max(min(curve)[0] for curve in curves), min(max(curve)[0] for curve in curves)
-        line_style, marker = next(dashes) if is_control(arm) else ("-", "o")
-        colour = "black" if is_control(arm) else next(colours)
         grid = np.geomspace(low, high, 100) if log_x else np.linspace(low, high, 100)
         scale = np.log if log_x else np.positive  # straight lines on the picture
         known = [np.array(sorted(curve), dtype=float).T for curve in curves]
