@@ -1,238 +1,369 @@
 """Slicing precision (NeuSemSlice, arXiv 2407.20281, first question): accuracy of networks held to critical neurons.
 
-Three strategies, five metrics and ten operating points each, without any training after the cut, beside random slices.
-A run is one network and one seed; an arm is a strategy and a metric; a cell is a run and a compression.
+Every slicer and metric gives slices of the same compressions. All are scored as cut; those of the best metric of every
+slicer also with statistics recalibrated, and after a tuning of equally many steps for all.
 """
 
 from __future__ import annotations
 
-import itertools
+import heapq
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from torchslice import Slice, accuracy, extract, judge, retention
+import torch
+import torch.nn.functional as F
+
+import torchslice as ts
+from torchslice import Slice, Training, accuracy, extract, judge, retention
 from torchslice.data import Task
 from torchslice.find.semantic import METRICS, Contributions, PerClass, PerLayer, ReachTheta, Similarity, similarity
+from torchslice.find.semantic.selection import top_fraction
 from torchslice.graph.neurons import Neurons
+from torchslice.graph.tied import mean_scores
+from torchslice.submodel import a_minute
 
 from .experiment import Benchmark, Network, Part, Scale, neurons_of
-from .tables import Cell, Run, Runs, by_network, curve, draw, found, interpolated, is_control, mean, page, spread, table
+from .tables import Cell, Run, Runs, about_training, by_network, curve, draw, figure, found, mean, page, spread, table
 
-POSITIONS = {"mean": "CKA of means", "all": "CKA of maps"}
-SLOPED = "taylor"  # with it a theta that falls with depth is tried
-RANDOM, RANDOM_WIDTHS = "control: random", "control: random, widths of CKA of maps"
-COMPRESSIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
-ROUNDING = 1e-4  # figures have four digits
+SEMANTIC, GLOBAL, CATEGORY = "semantic", "global", "category-wise"
+MAGNITUDE, RANDOM, WIDTHS = "control: magnitude", "control: random", "control: random, semantic widths"
+SLICERS = {
+    SEMANTIC: "per class the first neurons of every layer that reach theta, then their union",
+    CATEGORY: "per class the same fraction of every layer by contribution, then their union",
+    GLOBAL: "a fraction of every layer by the mean contribution",
+    MAGNITUDE: "the same fraction of every layer by the norm of the weights",
+    RANDOM: "the same fraction of every layer at random",
+    WIDTHS: "at random, as many neurons in every layer as the semantic slice has",
+}
+ALLOCATIONS = {
+    "even": "theta or the fraction is the same for all layers",
+    "sloped": "theta falls with depth",
+    "measured": "each layer has its own: step by step, that one is cut which adds least loss per parameter",
+}
+AS_CUT, STATISTICS, TUNED = "as cut", "statistics", "tuned"
+GRID = 200  # operating points that are tried for a compression
+LEVELS = (0.99, 0.98, 0.96, 0.93, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # theta or fraction, measured
+SAMPLES = 256  # training images for that
 
-Arm = tuple[str, str]
-Losses = dict[Arm, dict[tuple[Any, ...], float]]  # arm -> cell (data, model, compression) -> accuracy lost
+Arm = tuple[str, str, str]  # slicer, metric, allocation
+Points = Callable[[float], Slice]  # a larger operating point in (0, 1] gives a larger slice
+
+
+@dataclass(frozen=True)
+class Rated(Network):
+    """A network with the learning rate of its training."""
+
+    learning_rate: float = Training.learning_rate
 
 
 @dataclass(frozen=True)
 class Settings(Scale):
-    """One scale of the benchmark; so many images are scored for every slice, None is all."""
+    """One scale of the benchmark; so many images are scored for every slice, None is all.
+
+    `repaired` are the compressions that are recalibrated and tuned, by so many steps.
+    """
 
     scored_validation_images: int | None = None
     scored_test_images: int | None = None
-    neuron_fractions: tuple[float, ...] = tuple(n / 10 for n in range(1, 11))
-    thetas: tuple[float, ...] = (0.6, 0.75, 0.85, *(n / 100 for n in range(90, 100)))  # three below the published ten
+    compressions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+    repaired: tuple[float, ...] = (0.1, 0.3, 0.5)
+    tuning_steps: int = 100
 
 
-SMALL = (Network("digits", "lenet", 0.5, epochs=2), Network("digits", "convnet", 0.25, epochs=2))
+FAST = Rated("cifar10", "fast", 1.0, epochs=12, learning_rate=0.15)
 CPU = (
-    Network("mnist", "lenet", 1.0, epochs=5, train_images=20_000),
-    Network("fashion-mnist", "convnet", 0.5, epochs=6, train_images=20_000),
-    Network("cifar10", "resnet20", 1.0, epochs=8, train_images=20_000),
-    Network("cifar10", "vgg16", 0.5, epochs=8, train_images=20_000),
+    FAST,
+    Rated("cifar10", "resnet20", 1.0, epochs=10),
+    Rated("cifar10", "vgg16", 0.5, epochs=10),
+    Rated("mnist", "lenet", 1.0, epochs=5, train_images=20_000),
 )
 PAPER = (
-    Network("mnist", "lenet", 1.0, epochs=20),
-    Network("fashion-mnist", "convnet", 1.0, epochs=60),
-    *(Network("cifar10", name, 1.0, epochs=160) for name in ("resnet20", "resnet18", "vgg16")),
-    Network("cifar100", "resnet18", 1.0, epochs=160),
+    replace(FAST, epochs=60),
+    *(Rated("cifar10", name, 1.0, epochs=160) for name in ("resnet20", "resnet18", "vgg16")),
+    Rated("cifar100", "resnet18", 1.0, epochs=160),
 )
 SETTINGS = {
-    "smoke": Settings(SMALL, 1, 16, neuron_fractions=(0.3, 0.6, 0.9), thetas=(0.9, 0.95, 0.99)),
+    "smoke": Settings((Rated("digits", "lenet", 0.5, epochs=2),), 1, 16, repaired=(0.3,), tuning_steps=5),
     "cpu": Settings(CPU, scored_validation_images=500, scored_test_images=1_000),
-    "paper": Settings(PAPER, samples_per_class=256),
+    "paper": Settings(PAPER, samples_per_class=256, tuning_steps=400),
 }
 
 
 @dataclass(frozen=True)
 class Slicing(Part):
-    """One trained network, held to slices of every kind and size."""
+    """One trained network, held to slices of every kind and size, some of them repaired."""
+
+    @property
+    def training(self) -> Training:
+        return replace(super().training, learning_rate=self.network.learning_rate)
 
     def result(self) -> dict[str, Any]:
-        task, settings = self.task, self.settings
-        neurons = neurons_of(self.trained(task, folder=self.folder), task)
-        scores = self.contributions(neurons, task, metric=METRICS.names())
-        found = {p: similarity(neurons, task, scores, positions=p, progress=self.progress) for p in POSITIONS}
+        settings = self.settings
         counts = {"validation": settings.scored_validation_images, "test": settings.scored_test_images}
-        scored = task.limit(**counts, seed=settings.seed)
-        points = [
-            {"strategy": strategy, "metric": metric, "point": point, **measure(neurons, slice_, scored)}
-            for strategy, metric, point, slice_ in self.slices(scores, found, neurons)
-        ]
-        return {"whole": measure(neurons, neurons.full(), scored), "points": points}
+        scored = self.task.limit(**counts, seed=settings.seed)
+        neurons = neurons_of(self.trained(self.task, folder=self.folder), self.task)
+        scores = self.contributions(neurons, self.task, metric=METRICS.names()).tied(neurons)
+        alike = similarity(neurons, self.task, scores, progress=self.progress)
+        rows: list[dict[str, Any]] = []
+        slices: dict[tuple[Arm, float], Slice] = {}
 
-    def slices(
-        self, scores: Contributions, found: Mapping[str, Similarity], neurons: Neurons
-    ) -> Iterator[tuple[str, str, float, Slice]]:
-        """Yield strategy, metric, operating point and slice."""
+        def score(arm: Arm, make: Callable[[float], Slice]) -> None:
+            for compression in settings.compressions:
+                slice_ = slices[arm, compression] = make(compression)
+                rows.append({**keys(arm, compression, AS_CUT), **measure(neurons, slice_, scored)})
+            self.note(f"{', '.join(arm)}: {rows[-1]['validation']:.1%} of validation images")
+
+        for arm, points in self.arms(neurons, scores, alike):
+            score(arm, partial(compressed, neurons, points))
+        samples = scores.samples[:: -(-len(scores.samples) // SAMPLES)]
+        few = replace(self.task, train=self.task.train.take(samples))
+        strategies: dict[str, Callable[[float], Any]] = {GLOBAL: PerLayer, SEMANTIC: partial(ReachTheta, slope=0.0)}
+        for slicer, strategy in strategies.items():
+            metric = best_arms(rows)[slicer][1]
+            levels = [strategy(level).choose(scores, metric, alike).critical for level in LEVELS]
+            measured = by_measured_loss(
+                neurons, few, [neurons.full(), *map(neurons.closed, levels)], settings.compressions[-1]
+            )
+            score((slicer, metric, "measured"), partial(compressed, neurons, measured))
+        best = best_arms(rows)
+        like = {c: judge.random_like(slices[best[SEMANTIC], c], seed=self.seed) for c in settings.compressions}
+        score((WIDTHS, "-", "-"), like.__getitem__)
+        for arm in best_arms(rows).values():
+            for compression in settings.repaired:
+                self.note(f"{arm[0]} repaired at {compression:.0%} compression")
+                for repair, figures in self.repaired(neurons, slices[arm, compression], scored):
+                    rows.append({**keys(arm, compression, repair), **figures})
+        return {"whole": scores_of(neurons.model, scored), "rows": rows}
+
+    def arms(self, neurons: Neurons, scores: Contributions, alike: Similarity) -> Iterator[tuple[Arm, Points]]:
+        """Yield what needs no measuring: slicer, metric and allocation, and their slices."""
+
+        def by(strategy: Callable[[float], Any], metric: str) -> Points:
+            return lambda point: strategy(point).choose(scores, metric, alike).critical
+
         for metric in scores.metrics:
-            for point in self.settings.neuron_fractions:
-                mass = ReachTheta(point, slope=0.0, criterion="mass")
-                strategies = {"PerLayer": PerLayer(point), "PerClass": PerClass(point), "ReachTheta, mass": mass}
-                for name, strategy in strategies.items():
-                    yield name, metric, point, strategy.choose(scores, metric).critical
-            for point in self.settings.thetas:
-                for positions, name in POSITIONS.items():
-                    cka = ReachTheta(point, slope=0.0, positions=positions)
-                    critical = cka.choose(scores, metric, found[positions]).critical
-                    yield f"ReachTheta, {name}", metric, point, critical
-                yield RANDOM_WIDTHS, metric, point, judge.random_like(critical, seed=self.seed)
-                if metric == SLOPED:
-                    sloped = ReachTheta(point).choose(scores, metric, found["all"]).critical
-                    yield "ReachTheta, CKA of maps, sloped", metric, point, sloped
-            self.note(f"{metric} done")
-        for point in self.settings.neuron_fractions:
-            yield RANDOM, "-", point, neurons.random(point, seed=self.seed)
+            yield (GLOBAL, metric, "even"), by(PerLayer, metric)
+            yield (CATEGORY, metric, "-"), by(PerClass, metric)
+            yield (SEMANTIC, metric, "even"), by(partial(ReachTheta, slope=0.0), metric)
+            yield (SEMANTIC, metric, "sloped"), by(partial(ReachTheta, slope=1.0), metric)
+        norms = {n: neurons.model.get_parameter(f"{n}.weight").detach().flatten(1).norm(dim=1) for n in neurons.layers}
+        worth = mean_scores(neurons.sets, norms)
+        yield (MAGNITUDE, "-", "-"), lambda point: Slice({n: top_fraction(of, point) for n, of in worth.items()})
+        yield (RANDOM, "-", "-"), lambda point: neurons.random(point, seed=self.seed)
+
+    def repaired(self, neurons: Neurons, slice_: Slice, scored: Task) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the figures of a slice with statistics computed again, and after tuning."""
+        small = judge.recalibrate(extract(neurons, slice_), self.task, seed=self.seed)
+        yield STATISTICS, scores_of(small, scored)
+        training = replace(a_minute(small, 1, 1), epochs=1, seed=self.seed, device=self.device, progress=self.progress)
+        few = scored.limit(train=self.settings.tuning_steps * training.batch_size, seed=self.seed)
+        yield TUNED, scores_of(ts.finetune(small, few, training).model, scored)
+
+
+def keys(arm: Arm, compression: float, repair: str) -> dict[str, Any]:
+    """Return the keys of a row."""
+    return {**dict(zip(("slicer", "metric", "allocation"), arm, strict=True)), "at": compression, "repair": repair}
+
+
+def compressed(neurons: Neurons, points: Points, compression: float) -> Slice:
+    """Return the largest slice whose network is compressed by that much at least: so no arm gains by a coarse step."""
+
+    @cache
+    def at(step: int) -> Slice:
+        return neurons.closed(points(step / GRID))
+
+    def too_large(step: int) -> bool:
+        return 1 - retention(neurons, at(step)).param < compression
+
+    return at(max(1, bisect_left(range(GRID + 1), True, lo=1, key=too_large) - 1))
+
+
+def by_measured_loss(neurons: Neurons, few: Task, levels: Sequence[Slice], most: float) -> Points:
+    """Return ever smaller slices, up to a compression, whose layers go from level to level where that costs least.
+
+    Of all layers (those whose neurons leave together are one) that one goes on whose step adds least loss on some
+    training samples per parameter, to the network as it is cut by then. A step is measured anew once it comes first.
+    """
+
+    def at(depths: Sequence[int]) -> Slice:
+        own = {layer: levels[depth][layer] for layers, depth in zip(units, depths, strict=True) for layer in layers}
+        return Slice({layer: own[layer] for layer in neurons.layers})
+
+    def figures(slice_: Slice) -> tuple[float, float]:
+        logits = judge.predict(extract(neurons, slice_), few, "train")
+        return float(F.cross_entropy(logits.float(), few.train.labels)), retention(neurons, slice_).param
+
+    units = together(neurons)
+    depths, path = [0] * len(units), [levels[0]]
+    loss, kept = figures(levels[0])
+    # price of the next step of a layer, number of steps taken when it was measured, layer, loss and parameters after it
+    steps = [(-math.inf, -1, unit, loss, kept) for unit in range(len(units))]
+    while steps and kept > 1 - most:
+        price, taken, unit, after, left = heapq.heappop(steps)
+        deeper = [depth + (other == unit) for other, depth in enumerate(depths)]
+        if taken == len(path) - 1:
+            depths, loss, kept, taken = deeper, after, left, -1
+            path.append(at(depths))
+            if depths[unit] + 1 == len(levels):
+                continue
+        else:
+            after, left = figures(at(deeper))
+            price, taken = (after - loss) / max(kept - left, 1e-9), len(path) - 1
+        heapq.heappush(steps, (price, taken, unit, after, left))
+    return lambda point: path[round((1 - point) * (len(path) - 1))]
+
+
+def together(neurons: Neurons) -> list[list[str]]:
+    """Return the layers, joined where their neurons leave together."""
+    joined: list[tuple[list[str], set[int]]] = []
+    for layer, numbers in neurons.sets.items():
+        own = ([layer], {*numbers.tolist()})
+        for other in [other for other in joined if other[1] & own[1]]:
+            joined.remove(other)
+            own = (other[0] + own[0], other[1] | own[1])
+        joined.append(own)
+    return [layers for layers, _ in joined]
+
+
+def scores_of(network: torch.nn.Module, task: Task) -> dict[str, float]:
+    """Return the accuracies of a network."""
+    return {split: accuracy(network, task, split).overall for split in ("validation", "test")}
 
 
 def measure(neurons: Neurons, slice_: Slice, task: Task) -> dict[str, float]:
-    """Return compression (fraction of parameters held at zero), neuron retention and accuracies of a slice."""
-    small = extract(neurons, slice_)  # computes what the masked network does, faster
+    """Return what a slice keeps, and the accuracies of the network held to it."""
+    kept = {"neurons": slice_.neuron_retention, "parameters": retention(neurons, slice_).param}
+    return {**kept, **scores_of(extract(neurons, slice_), task)}  # computes what the masked network does, faster
+
+
+def best_arms(rows: Runs) -> dict[str, Arm]:
+    """Return the arm of every slicer with the best mean on validation images, as cut."""
+    means: dict[Arm, list[float]] = {}
+    for row in found(rows, repair=AS_CUT):
+        means.setdefault((row["slicer"], row["metric"], row["allocation"]), []).append(row["validation"])
+    slicers = dict.fromkeys(arm[0] for arm in means)
     return {
-        "compression": 1 - retention(neurons, slice_).param,
-        "neuron_retention": slice_.neuron_retention,
-        **{split: accuracy(small, task, split).overall for split in ("validation", "test")},
+        slicer: max((arm for arm in means if arm[0] == slicer), key=lambda arm: fmean(means[arm])) for slicer in slicers
     }
-
-
-# -- figures ------------------------------------------------------------------------------------------------------
-def curves(run: Run) -> dict[Arm, list[Run]]:
-    """Return the measured points of every arm and, as their beginning, the whole network."""
-    arms: dict[Arm, list[Run]] = {}
-    for point in run["points"]:
-        arms.setdefault((point["strategy"], point["metric"]), [run["whole"]]).append(point)
-    return arms
-
-
-def at_compression(points: Sequence[Run], compression: float, split: str = "test") -> float | None:
-    """Interpolate a curve's accuracy at a compression, None beyond its end."""
-    return interpolated([(point["compression"], point[split]) for point in points], compression)
-
-
-def largest(points: Sequence[Run], loss: float = 0.01) -> float:
-    """Return the largest compression measured at which at most `loss` test accuracy is lost to the whole network."""
-    return max(point["compression"] for point in points if point["test"] >= points[0]["test"] - loss - ROUNDING)
-
-
-def losses(runs: Runs, seed: int) -> dict[str, Losses]:
-    """Return the accuracy that every arm loses in every cell that its curve reaches, for validation and test images."""
-    lost: dict[str, Losses] = {"validation": {}, "test": {}}
-    for run in found(runs, seed=seed):
-        for (arm, points), split, at in itertools.product(curves(run).items(), lost, COMPRESSIONS):
-            cells, value = lost[split].setdefault(arm, {}), at_compression(points, at, split)
-            if value is not None:
-                cells[run["data"], run["model"], at] = run["whole"][split] - value
-    return lost
-
-
-def ranked(seeds: Sequence[Mapping[str, Losses]], cells: int) -> list[Arm]:
-    """Order arms by what they lose on validation images, mean over the cells and seeds.
-
-    Arms that do not reach every cell come last: they lack the hardest ones.
-    """
-
-    def rank(arm: Arm) -> tuple[bool, float]:
-        lost = [value for seed in seeds for value in seed["validation"][arm].values()]
-        return len(lost) < cells * len(seeds), fmean(lost) if lost else math.inf
-
-    return sorted(seeds[0]["validation"], key=rank)
-
-
-def over_seeds(read: Callable[[Run, Arm], float | None]) -> Cell:
-    """Return the cell of a figure of an arm that is read from what is known of a seed."""
-    return lambda seeds, row: spread([read(seed, row["arm"]) for seed in seeds])
-
-
-def ahead(split: str, other: Callable[[Arm], Arm]) -> Cell:
-    """Return the cell of what another arm loses more, in the cells that both reach."""
-
-    def read(seed: Run, arm: Arm) -> float | None:
-        own, theirs = seed[split][arm], seed[split].get(other(arm), {})
-        return mean(theirs[cell] - own[cell] for cell in own if cell in theirs)
-
-    return over_seeds(read)
 
 
 # -- the page -----------------------------------------------------------------------------------------------------
+def with_losses(run: Run) -> dict[str, Any]:
+    """Return a run whose rows also say what is lost to the whole network, and which are of a slicer's best arm."""
+    best, rows = best_arms(run["rows"]), []
+    for row in run["rows"]:
+        lost = {f"lost, {split}": run["whole"][split] - row[split] for split in ("validation", "test")}
+        rows.append({**row, **lost, "best": best[row["slicer"]] == (row["slicer"], row["metric"], row["allocation"])})
+    return {**run, "rows": rows, "arms": best}
+
+
 def write_page(result: dict[str, Any], path: Path) -> str:
-    """Write all networks together, the curves of the best metric, and a table per network."""
-    runs, networks = result["runs"], by_network(result["runs"])
-    seeds, cells = [losses(runs, n) for n in {run["seed"]: 0 for run in runs}], len(networks) * len(COMPRESSIONS)
-    arms = ranked(seeds, cells)
-    best = next(arm for arm in arms if not is_control(arm[0]))
-    figures: dict[str, Cell] = {
-        "metric": lambda seeds, row: row["arm"][1],
-        "reached": lambda seeds, row: f"{fmean(len(seed['validation'][row['arm']]) / cells for seed in seeds):.0%}",
-        "lost, validation": over_seeds(lambda seed, arm: mean(seed["validation"][arm].values())),
-        "lost, test": over_seeds(lambda seed, arm: mean(seed["test"][arm].values())),
-        "ahead of best": ahead("validation", lambda arm: best),
-        "ahead of random": ahead("test", lambda arm: (RANDOM, "-")),
-        "ahead of random widths": ahead("test", lambda arm: (RANDOM_WIDTHS, arm[1])),
-    }
-    its = {heading: cell(seeds, {"arm": best}) for heading, cell in figures.items()}
+    """Write the answer, the curves of every slicer's best arm, all networks together, and tables per network."""
+    settings, runs = result["manifest"]["settings"], list(map(with_losses, result["runs"]))
+    seeds = [
+        {"rows": [row for run in found(runs, seed=n) for row in run["rows"]]} for n in {run["seed"] for run in runs}
+    ]
+    repaired = settings["repaired"]
+    figures = {AS_CUT: figure("rows", "lost, test", best=True, repair=AS_CUT)}
+    for repair in (AS_CUT, STATISTICS, TUNED):
+        for at in repaired:
+            heading = f"{at:.0%}, {repair}"
+            figures[heading] = figure("rows", "lost, test", best=True, repair=repair, at=at)
     panels = {
         name: {
-            arm[0]: [curve(curves(run)[arm], "compression", "test") for run in own]
-            for arm in curves(own[0])
-            if arm[1] in (best[1], "-")
+            slicer: [
+                [
+                    (0.0, 100 * run["whole"]["test"]),
+                    *curve(run["rows"], "at", "test", slicer=slicer, best=True, repair=AS_CUT),
+                ]
+                for run in own
+            ]
+            for slicer in SLICERS
         }
-        for name, own in networks.items()
+        for name, own in by_network(runs).items()
     }
-    title = f"Slices by {best[1]} contributions, no training after the cut; mean ± deviation over the seeds"
-    blocks = [
-        "Networks are held to slices without any training after the cut; "
-        f"{result['manifest']['settings']['samples_per_class']} images per class for the contributions. Compression is "
-        "the fraction of the parameters that are held at zero. Accuracies at 10 to 50 % compression are interpolated "
-        "between the measured points of a curve, the whole network being its beginning: where even the largest slice "
-        "is smaller than that, they lie on a straight line to it. Figures are mean ± standard deviation over seeds.",
-        "## All networks together",
-        "Points of accuracy lost to the whole network, mean over the networks and 10 to 50 % compression. Choices are "
-        "made on validation images; test images stand beside them. A curve counts where it gets to; *reached* says in "
-        "how many of the networks, seeds and compressions that is. Arms that do not reach all lack the hardest, and so "
-        "stand at the end whatever they lose. The last three columns compare in the same cells: how many points more "
-        "are lost, on validation images, by the best arm, and on test images by random slices: of one "
-        "fraction of every layer, and with the layer widths of the slices by CKA of maps.",
-        f"Least is lost on validation images by **{', '.join(best)}**: {its['lost, validation']} points, "
-        f"{its['lost, test']} on test images, where random slices lose {its['ahead of random']} points more, and "
-        f"those with the layer widths of CKA of maps {its['ahead of random widths']} more.",
-        table(seeds, [(arm[0], {"arm": arm}) for arm in arms], figures, corner="strategy"),
-        draw(path.with_suffix(".png"), panels, x="compression, %", y="test accuracy, %", title=title),
-        "Below, for each network alone: test accuracy in percent at 10 to 50 % compression, and the largest measured "
-        "compression at which at most one point of it is lost; - where a curve does not get that far for any seed.",
-    ]
-    return page("Slicing precision", result, text=blocks, section=section)
+    title = "Test accuracy of what is left as cut; mean ± deviation over the seeds"
+    picture = draw(path.with_suffix(".png"), panels, x="compression, %", y="test accuracy, %", title=title)
+    together = table(seeds, [(slicer, {"slicer": slicer}) for slicer in SLICERS], figures, corner="points lost")
+    text = (
+        together,
+        "Points of test accuracy lost to the whole network, mean over the networks; first as cut, over all "
+        "compressions. Compression is the fraction of the parameters that are held at zero, at least what is said. Of "
+        "every slicer the metric, and how its slices are spread over the layers, is chosen for each network and seed "
+        f"by {settings['scored_validation_images'] or 'all'} validation images as cut; the semantic one has most to "
+        "choose from. *Statistics*: those of batch norms are computed again. *Tuned*: then "
+        f"{settings['tuning_steps']} steps for every arm, the better of before and after on validation images. Neurons "
+        "that leave together are chosen as one.",
+        "\n".join(f"- **{name}**: {meaning}." for name, meaning in ALLOCATIONS.items()),
+    )
+    return page(
+        "Slicing precision",
+        {**result, "runs": runs},
+        answer=answer(seeds, by_network(runs), repaired),
+        picture=picture,
+        text=text,
+        section=section,
+        arms=SLICERS,
+    )
+
+
+def answer(seeds: Runs, networks: Mapping[str, Runs], repaired: Sequence[float]) -> str:
+    """Return the first line of the page."""
+
+    def lost(runs: Runs, slicer: str, **where: Any) -> float:
+        rows = (row for run in runs for row in found(run["rows"], slicer=slicer, best=True, **where))
+        return mean(row["lost, test"] for row in rows) or 0.0
+
+    rivals, parts = [slicer for slicer in SLICERS if slicer != SEMANTIC], []
+    for repair in (AS_CUT, STATISTICS, TUNED):
+        best = min(rivals, key=lambda slicer: lost(seeds, slicer, repair=repair))
+        ahead = [
+            name
+            for name, runs in networks.items()
+            if all(
+                lost(runs, SEMANTIC, repair=repair, at=at) < lost(runs, rival, repair=repair, at=at)
+                for rival in rivals
+                for at in repaired
+            )
+        ]
+        parts.append(
+            f"{repair} they lose {100 * lost(seeds, SEMANTIC, repair=repair):.1f} points and the best rival ({best}) "
+            f"{100 * lost(seeds, best, repair=repair):.1f}, ahead of all rivals everywhere on "
+            f"{', '.join(ahead) or 'no network'}"
+        )
+    return f"Semantic slices: {'; '.join(parts)}."
 
 
 def section(runs: Runs, network: Run) -> list[str]:
-    """Write the accuracy of every arm of one network over compression."""
-    seeds = [curves(run) for run in runs]
+    """Write the accuracies of every slicer's best arm, repaired too, and those of all arms as cut."""
+    rows = runs[0]["rows"]
+    compressions = list(dict.fromkeys(row["at"] for row in rows))
+    best: dict[str, Cell] = {"chosen": lambda runs, row: "; ".join(named(run["arms"][row["slicer"]]) for run in runs)}
+    for repair in (AS_CUT, STATISTICS, TUNED):
+        for at in dict.fromkeys(row["at"] for row in found(rows, repair=repair)):
+            best[f"{at:.0%}, {repair}"] = figure("rows", "test", best=True, repair=repair, at=at)
+    arms = dict.fromkeys((row["slicer"], row["metric"], row["allocation"]) for run in runs for row in run["rows"])
+    every = {f"{at:.0%}": figure("rows", "test", repair=AS_CUT, at=at) for at in compressions}
+    titles = [
+        (f"{arm[0]}, {named(arm)}", dict(zip(("slicer", "metric", "allocation"), arm, strict=True))) for arm in arms
+    ]
+    return [
+        f"{about_training(network)}. Uncut: {spread([run['whole']['test'] for run in runs], digits=2)} %.",
+        table(runs, [(slicer, {"slicer": slicer}) for slicer in SLICERS], best, corner="test accuracy, %"),
+        "All arms as cut:",
+        table(runs, titles, every, corner="test accuracy, %"),
+    ]
 
-    def at(compression: float) -> Cell:
-        return over_seeds(lambda seed, arm: at_compression(seed[arm], compression))
 
-    figures: dict[str, Cell] = {"metric": lambda seeds, row: row["arm"][1]}
-    figures |= {f"{compression:.0%}": at(compression) for compression in COMPRESSIONS}
-    figures["largest compression, %"] = over_seeds(lambda seed, arm: largest(seed[arm]))
-    whole = f"Uncut: {spread([run['whole']['test'] for run in runs], digits=2)} %."
-    return [whole, table(seeds, [(arm[0], {"arm": arm}) for arm in seeds[0]], figures, corner="strategy")]
+def named(arm: Arm) -> str:
+    """Return metric and allocation of an arm, where it has them."""
+    return ", ".join(part for part in arm[1:] if part != "-") or "-"
 
 
 BENCHMARK = Benchmark("slicing", SETTINGS, Slicing, write_page)

@@ -128,10 +128,12 @@ def page(
     section: Callable[[Runs, Mapping[str, Any]], Sequence[str]],
     arms: Mapping[str, str] | None = None,
     picture: str = "",
+    answer: str = "",
 ) -> str:
     """Write a page: what was run, how to read it, the arms, the picture, and the sections of every network.
 
     Args:
+        answer: what comes of it; then it stands first and the picture second.
         text: paragraphs.
         section: the paragraphs and tables of one network, from its runs and settings.
         arms: what each arm is.
@@ -140,10 +142,11 @@ def page(
     networks = {f"{network['model']} on {network['data']}": network for network in settings["networks"]}
     counts = sorted(len(runs) for runs in by_network(result["runs"]).values())
     seeds = f"{counts[0]} seed(s)" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]} seeds"
-    blocks = [f"# {title}", head(result, seeds), *text]
+    first = [answer, *([picture] if picture else [])] if answer else []
+    blocks = [f"# {title}", *first, head(result, seeds), *text]
     if arms:
         blocks.append("\n".join(f"- **{arm}**: {meaning}." for arm, meaning in arms.items()))
-    blocks += [picture] if picture else []
+    blocks += [picture] if picture and not answer else []
     for name, runs in by_network(result["runs"]).items():
         blocks += [f"## {name}", *section(runs, networks[name])]
     return "\n\n".join(blocks) + "\n"

@@ -1,81 +1,133 @@
-"""The page of the slicing benchmark: figures by hand, and curves that end early."""
+"""The slicing benchmark by hand: slices of a compression, what is spread over layers, and what the page says."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from benchmarks.slicing import RANDOM, RANDOM_WIDTHS, at_compression, largest, losses, ranked, write_page
+from benchmarks import slicing
+from benchmarks.experiment import inputs_of, neurons_of
+from benchmarks.slicing import AS_CUT, MAGNITUDE, RANDOM, SEMANTIC, STATISTICS, TUNED, WIDTHS, best_arms, write_page
+from torchslice import Slice, models, retention
+from torchslice.cut.extract import masked
+from torchslice.data import load
 
-WHOLE = {"compression": 0.0, "neuron_retention": 1.0, "validation": 0.8, "test": 0.9}
+from .nets import Tiny, lively, stripes
+
+TASK = stripes()
 
 
-def line(strategy: str, metric: str, compression: float, validation: float, test: float) -> dict[str, Any]:
-    """One measured point; with the whole network it makes a curve that is a straight line."""
-    found = {"compression": compression, "neuron_retention": 0.5, "validation": validation, "test": test}
-    return {"strategy": strategy, "metric": metric, "point": 0.5, **found}
+def test_the_largest_slice_that_is_compressed_enough() -> None:
+    neurons = neurons_of(lively(Tiny()), TASK)
+    tried: list[float] = []
+
+    def points(point: float) -> Slice:
+        tried.append(point)
+        counts = {layer: max(1, round(point * width)) for layer, width in neurons.full().layers.items()}
+        return Slice({layer: torch.arange(width) < counts[layer] for layer, width in neurons.full().layers.items()})
+
+    found = slicing.compressed(neurons, points, 0.4)
+    sizes = {retention(neurons, points(step / 200)).param for step in range(1, 201)}
+    assert retention(neurons, found).param == max(size for size in sizes if size <= 0.6) and len(tried) < 220
 
 
-def run(seed: int, *points: dict[str, Any]) -> dict[str, Any]:
-    """A run with random slices: they lose 80 points on the way to 100 %, 24 on average of 10 to 50 %, or half."""
-    controls = [line(RANDOM, "-", 1.0, 0.0, 0.1), line(RANDOM_WIDTHS, "avg", 1.0, 0.4, 0.5)]
-    return {"data": "digits", "model": "lenet", "seed": seed, "whole": WHOLE, "points": [*points, *controls]}
+@torch.no_grad()
+def test_the_layer_goes_on_in_which_it_costs_least() -> None:
+    model = lively(Tiny())
+    model.conv2.weight[:, 4:] = 0  # half of the first layer is read by nothing
+    neurons, labels = neurons_of(model, TASK), TASK.train.labels
+    full, inputs = neurons.full(), inputs_of(TASK.train, torch.device("cpu"))
+    levels = [full, *(Slice({n: torch.arange(w) < k for n, w in full.layers.items()}) for k in (4, 2, 1))]
+
+    def price(depths: tuple[int, int], unit: int) -> float:
+        slices = [
+            Slice(
+                {n: levels[d + step * (i == unit)][n] for i, (n, d) in enumerate(zip(full.layers, depths, strict=True))}
+            )
+            for step in (0, 1)
+        ]
+        losses = [float(F.cross_entropy(masked(neurons, slice_)(inputs), labels)) for slice_ in slices]
+        kept = [retention(neurons, slice_).param for slice_ in slices]
+        return (losses[1] - losses[0]) / (kept[0] - kept[1])
+
+    points = slicing.by_measured_loss(neurons, TASK, levels, most=0.99)
+    path = list(dict.fromkeys(points(step / 1000) for step in range(1000, -1, -1)))
+    depths = [
+        tuple(
+            [8, 4, 2, 1].index(int(slice_["conv1"].sum()))
+            if n == "conv1"
+            else [6, 4, 2, 1].index(int(slice_["conv2"].sum()))
+            for n in full.layers
+        )
+        for slice_ in path
+    ]
+    assert depths[0] == (0, 0) and depths[-1] == (3, 3) and len(path) == 7
+    unit = [int(after[1] > before[1]) for before, after in pairwise(depths)]
+    assert all(sum(after) == sum(before) + 1 for before, after in pairwise(depths)) and len({*unit[:4]}) == 2
+    first = [price((0, 0), unit) for unit in (0, 1)]
+    assert first[0] == pytest.approx(0, abs=1e-5) and unit[0] == first.index(min(first))
+
+
+def test_layers_whose_neurons_leave_together_are_one() -> None:
+    neurons = neurons_of(models.create("resnet20", channels=1, width=0.25), load("digits"))
+    found = slicing.together(neurons)
+    assert sorted(layer for layers in found for layer in layers) == sorted(neurons.layers)
+    assert sorted(map(len, found)) == [1] * 9 + [4, 4, 4]  # the insides of nine blocks, and three residual streams
+    assert slicing.together(neurons_of(lively(Tiny()), TASK)) == [["conv1"], ["conv2"]]
+
+
+def row(slicer: str, at: float, test: float, **about: Any) -> dict[str, Any]:
+    keys = {"slicer": slicer, "metric": "-", "allocation": "-", "at": at, "repair": AS_CUT}
+    return {**keys, "validation": test, "test": test, **about}
 
 
 @pytest.fixture
 def runs() -> list[dict[str, Any]]:
-    """Two seeds: one arm loses 10 or 20 points to 50 %, another 30 to 100 %, a third nothing, but ends at 25 %."""
-    return [
-        run(
-            seed,
-            line("PerLayer", "avg", 1.0, 0.5, 0.6),
-            line("ReachTheta, mass", "avg", 0.5, 0.7 - seed / 10, 0.7),
-            line("PerClass", "avg", 0.25, 0.8, 0.9),
-        )
-        for seed in (0, 1)
-    ]
+    """Two seeds: semantic slices lose 5 points as cut, or 20 with another metric, and none when tuned; others 10."""
+    found = []
+    for seed in (0, 1):
+        rows = [row(SEMANTIC, at, 0.9 - 0.05, metric="taylor", allocation="sloped") for at in (0.1, 0.3)]
+        rows += [row(SEMANTIC, at, 0.7, metric="avg", allocation="even") for at in (0.1, 0.3)]
+        rows += [row(SEMANTIC, 0.3, 0.9, metric="taylor", allocation="sloped", repair=r) for r in (STATISTICS, TUNED)]
+        rivals = [slicer for slicer in slicing.SLICERS if slicer != SEMANTIC]
+        rows += [row(slicer, at, 0.8 + seed / 100) for slicer in rivals for at in (0.1, 0.3)]
+        repaired = {STATISTICS: 0.85, TUNED: 0.95}
+        rows += [row(slicer, 0.3, test, repair=repair) for slicer in rivals for repair, test in repaired.items()]
+        whole = {"validation": 0.9, "test": 0.9}
+        found.append({"data": "digits", "model": "lenet", "seed": seed, "whole": whole, "rows": rows})
+    return found
 
 
-def page(runs: list[dict[str, Any]], path: Path) -> str:
-    about = {"command": "x", "processor": "abacus", "accelerator": None, "torch": "2", "python": "3"}
-    networks = [{"data": "digits", "model": "lenet"}]
-    settings = {"seeds": 2, "samples_per_class": 16, "networks": networks}
-    return write_page({"manifest": {**about, "settings": settings}, "runs": runs}, path / "x")
-
-
-def test_curves_are_read_at_a_compression() -> None:
-    points = [{"compression": 0.4, "test": 0.5, "validation": 0.4}, {"compression": 0.2, "test": 0.895}]
-    curve = [{"compression": 0.0, "test": 0.9, "validation": 0.8}, *points]
-    assert at_compression(curve, 0.1) == pytest.approx(0.8975)
-    assert at_compression(curve, 0.3) == pytest.approx(0.6975)
-    assert at_compression(curve, 0.4) == 0.5 and at_compression(curve, 0.41) is None
-    assert at_compression(curve[:2], 0.1, "validation") == pytest.approx(0.7)
-    assert largest(curve) == 0.2 and largest(curve, 0.5) == 0.4 and largest(curve[:2]) == 0
-
-
-def test_arms_are_ranked_by_what_they_lose_and_those_that_end_early_come_last(runs: list[dict[str, Any]]) -> None:
-    seeds = [losses(runs, seed) for seed in (0, 1)]
-    order = [arm for arm, _ in ranked(seeds, 5)]
-    assert order == ["PerLayer", "ReachTheta, mass", RANDOM_WIDTHS, RANDOM, "PerClass"]  # 9, 9, 12, 24, and early
-    assert seeds[1]["validation"]["ReachTheta, mass", "avg"]["digits", "lenet", 0.5] == pytest.approx(0.2)
+def test_the_best_arm_of_a_slicer_is_chosen_on_validation_images_as_cut(runs: list[dict[str, Any]]) -> None:
+    best = best_arms(runs[0]["rows"])
+    assert best[SEMANTIC] == (SEMANTIC, "taylor", "sloped") and best[RANDOM] == (RANDOM, "-", "-")
+    assert list(best) == list(slicing.SLICERS)
 
 
 def test_the_page_says_what_was_found(runs: list[dict[str, Any]], tmp_path: Path) -> None:
-    text = page(runs, tmp_path)
-    # the compressions are 30 % on average: 0.3 of the loss at 100 %, 0.6 of that at 50 %
-    assert "**PerLayer, avg**: 9.0 ± 0.0 points, 9.0 ± 0.0 on test images" in text and "(x.png)" in text
-    assert "| PerLayer | avg | 100% | 9.0 ± 0.0 | 9.0 ± 0.0 | 0.0 ± 0.0 | 15.0 ± 0.0 | 3.0 ± 0.0 |" in text
-    assert "| ReachTheta, mass | avg | 100% | 9.0 ± 4.2 | 12.0 ± 0.0 | 0.0 ± 4.2 | 12.0 ± 0.0 | 0.0 ± 0.0 |" in text
-    # 10 and 20 % alone: random slices lose 8 and 16 points there
-    assert "| PerClass | avg | 40% | 0.0 ± 0.0 | 0.0 ± 0.0 | 4.5 ± 0.0 | 12.0 ± 0.0 | 6.0 ± 0.0 |" in text
-    assert f"| {RANDOM} | - | 100% | 24.0 ± 0.0 |" in text
-    alone = text.partition("## lenet on digits\n\nUncut: 90.00 ± 0.00 %.")[2]
-    assert "| PerClass | avg | 90.0 ± 0.0 | 90.0 ± 0.0 | - | - | - | 25.0 ± 0.0 |" in alone
-    assert "| ReachTheta, mass | avg | 86.0 ± 0.0 | 82.0 ± 0.0 |" in alone
-
-
-def test_an_arm_that_reaches_nothing(tmp_path: Path) -> None:
-    text = page([run(0, line("PerLayer", "avg", 0.05, 0.7, 0.7))], tmp_path)
-    assert "**PerLayer, avg**: - points" in text and "| PerLayer | avg | 0% | - | - | - | - | - |" in text
+    about = {"command": "x", "processor": "abacus", "accelerator": None, "torch": "2", "python": "3"}
+    networks = [{"data": "digits", "model": "lenet", "epochs": 2, "train_images": None}]
+    settings = {"networks": networks, "repaired": [0.3], "scored_validation_images": 500, "tuning_steps": 100}
+    text = write_page({"manifest": {**about, "settings": settings}, "runs": runs}, tmp_path / "x")
+    first = text.splitlines()[2]
+    assert (
+        "as cut they lose 5.0 points and the best rival (category-wise) 9.5, ahead of all rivals everywhere on lenet"
+        in first
+    )
+    assert "statistics they lose 0.0 points and the best rival (category-wise) 5.0, ahead" in first
+    assert (
+        "tuned they lose 0.0 points and the best rival (category-wise) -5.0, ahead of all rivals everywhere on no"
+        in first
+    )
+    assert f"| {SEMANTIC} | 5.0 ± 0.0 | 5.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 |" in text and "(x.png)" in text
+    assert f"| {MAGNITUDE} | 9.5 ± 0.7 | 9.5 ± 0.7 | 5.0 ± 0.0 | -5.0 ± 0.0 |" in text
+    alone = text.partition("## lenet on digits\n\n2 epochs, all training images. Uncut: 90.00 ± 0.00 %.")[2]
+    assert (
+        f"| {SEMANTIC} | taylor, sloped; taylor, sloped | 85.0 ± 0.0 | 85.0 ± 0.0 | 90.0 ± 0.0 | 90.0 ± 0.0 |" in alone
+    )
+    assert f"| {SEMANTIC}, avg, even | 70.0 ± 0.0 | 70.0 ± 0.0 |" in alone and f"| {WIDTHS}, - | 80.5 ± 0.7 |" in alone

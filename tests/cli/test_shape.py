@@ -44,7 +44,7 @@ TABLE = {
         **SOURCE,
         **{name: default for name, default in OPENING.items() if name != "slices"},
         **{"by": None, "frequency_threshold": 0.9, "metric": "taylor", "samples_per_class": 256},
-        **{"strategy": "reach-theta", "theta": None, "slope": None, "criterion": None, "positions": None},
+        **{"strategy": "reach-theta", "theta": None, "slope": None, "criterion": None},
         **{"neuron_fraction": None, "outside": None, "tied": True, "share": 0.3, "gates": "fold", **OUT, **RUNNING},
     },
     "groups": {

@@ -23,7 +23,7 @@ FEW = ("--samples-per-class", 20)
 # -- slice --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_slices_by_contribution_are_those_that_python_finds(torchslice, standard, copy_of, strategy):
-    folder, rule = copy_of(standard), {"theta": 0.8, "positions": "mean"}
+    folder, rule = copy_of(standard), {"theta": 0.8, "slope": 0.5}
     if strategy != "reach-theta":
         rule = {"outside": 0.2} if strategy == "by-group" else {"neuron_fraction": 0.3}
     options = [text for name, value in rule.items() for text in (f"--{name.replace('_', '-')}", value)]

@@ -52,7 +52,6 @@ NEEDS = {
         for kind in STRATEGIES.values()
         for field in (f.name for f in fields(kind))
     },
-    "positions": ("criterion", ("cka",)),
 }
 
 
@@ -100,7 +99,6 @@ def slice(
     theta: Annotated[float | None, _of("theta")] = None,
     slope: Annotated[float | None, _of("slope")] = None,
     criterion: Annotated[str | None, _of("criterion")] = None,
-    positions: Annotated[str | None, _of("positions")] = None,
     neuron_fraction: Annotated[float | None, _of("neuron_fraction")] = None,
     outside: Annotated[float | None, _of("outside")] = None,
     tied: Annotated[
@@ -124,7 +122,7 @@ def slice(
     if run is None and out is None:
         raise TorchsliceError(f"{source} is no run to keep slices in; name the file to write: out=FILE.")
     by = by or By("contribution" if run is None else run.by)
-    common.check_needs(context, NEEDS, by=by.value, criterion=criterion or ReachTheta.criterion)
+    common.check_needs(context, NEEDS, by=by.value)
     method = "" if run is None else run.recipe.method.method
     if (by is By.gates and method != "gates") or (by is By.training and method != "subtasks"):
         lack = "has no gates" if by is By.gates else "was given no rankings in training"

@@ -79,7 +79,7 @@ def literal_slices(model, scores, metric, strategy):
     for layer, values in activations.items():
         depth = 0.25 if layer == "conv1" else 0.75  # (l - 1/2) / L
         theta = 1 - (1 - strategy.theta) * (strategy.slope + 1) * depth**strategy.slope
-        x = values.mean((2, 3)) if strategy.positions == "mean" else values.permute(0, 2, 3, 1)
+        x = values.permute(0, 2, 3, 1)
 
         def rows(x: Tensor) -> Tensor:
             return x.reshape(-1, x.shape[-1]).double()
@@ -99,18 +99,11 @@ def literal_slices(model, scores, metric, strategy):
 
 
 @pytest.mark.parametrize("metric", ["taylor", "var"])
-@pytest.mark.parametrize(
-    ("positions", "theta", "slope"),
-    [
-        *[("mean", 0.7, 0.0), ("mean", 0.9, 0.0), ("mean", 0.9, 1.0), ("mean", 0.99, 2.0), ("mean", 1.0, 2.0)],
-        *[("all", 0.9, 0.0), ("all", 0.9, 2.0), ("all", 0.99, 1.0)],
-    ],
-)
-def test_slices_are_those_of_the_method_as_written(neurons, scores, metric, theta, slope, positions):
+@pytest.mark.parametrize(("theta", "slope"), [(0.7, 0.0), (0.9, 0.0), (0.9, 2.0), (0.99, 1.0), (1.0, 2.0)])
+def test_slices_are_those_of_the_method_as_written(neurons, scores, metric, theta, slope):
     few = torch.cat([scores.samples[TASK.train.labels[scores.samples] == label][:3] for label in range(3)])
-    scores = scores if positions == "mean" else replace(scores, samples=few)
-    strategy = ReachTheta(theta, slope, positions=positions)
-    ours = strategy.choose(scores, metric, similarity(neurons, TASK, scores, positions=positions, **QUIET))
+    scores, strategy = replace(scores, samples=few), ReachTheta(theta, slope)
+    ours = strategy.choose(scores, metric, similarity(neurons, TASK, scores, **QUIET))
     kept = {
         layer: [one[layer].nonzero().flatten().tolist() for one in (*ours.values(), ours.critical)] for layer in LAYERS
     }
@@ -143,9 +136,10 @@ def test_one_similarity_gives_the_slices_of_every_theta_and_metric(neurons, scor
         for smaller, larger in pairwise(chosen):
             assert all(smaller[name] <= larger[name] for name in TASK.classes)
         assert chosen[0].critical != chosen[-1].critical
-    for other in (similar, None):
-        with pytest.raises(TorchsliceError, match=r"positions='mean'\) needs similarities: give .*positions='mean'\)"):
-            ReachTheta(positions="mean").choose(scores, "taylor", other)
+    with pytest.raises(
+        TorchsliceError, match=r"criterion='cka'\) needs similarities: give similarity\(neurons, task, s"
+    ):
+        ReachTheta().choose(scores, "taylor")
 
 
 def test_nothing_shrinks_on_the_way(found):
@@ -156,7 +150,7 @@ def test_nothing_shrinks_on_the_way(found):
 def test_a_union_that_is_unlike_the_layer_on_all_classes_together_is_completed():
     """Each class needs neuron 0 only, and neuron 2 tells the classes apart: G = diag(1, 1, 10)."""
     scores = Contributions(("a", "b"), {"avg": {"x": torch.tensor([[3.0, 2.0, 1.0]] * 2)}}, *[torch.ones(2)] * 2)
-    similar = Similarity({"avg": {"x": torch.ones(2, 3)}}, {"x": torch.tensor([1.0, 1.0, 10.0]).diag()}, "all")
+    similar = Similarity({"avg": {"x": torch.ones(2, 3)}}, {"x": torch.tensor([1.0, 1.0, 10.0]).diag()})
     # CKA of the first 1, 2, 3 neurons of contribution: 1 / sqrt(102), 2 / sqrt(2 * 102), 1
     for theta, kept in ((0.09, [1, 0, 0]), (0.13, [1, 1, 0]), (0.9, [1, 1, 1])):
         ours = ReachTheta(theta, slope=0.0).choose(scores, similarity=similar)
@@ -218,8 +212,7 @@ def test_fractions_by_class_and_by_layer(scores, fraction):
 # -- every strategy ----------------------------------------------------------------------------------------------------
 STRATEGIES = [
     *(ReachTheta(0.9), ReachTheta(0.99), ReachTheta(0.9, slope=0.0), ReachTheta(0.9, criterion="mass")),
-    *(ReachTheta(0.9, positions="mean"), PerClass(0.5), PerLayer(0.5), PerLayer(0.25)),
-    *(ByGroup(), ByGroup(0.1)),
+    *(PerClass(0.5), PerLayer(0.5), PerLayer(0.25), ByGroup(), ByGroup(0.1)),
 ]
 
 
@@ -290,12 +283,11 @@ def test_dead_neurons_are_not_needed(neurons):
             assert not one["conv1"][[1, 4]].any() and one["conv1"].any()
 
 
-@pytest.mark.parametrize("positions", ["mean", "all"])
-def test_activations_that_are_not_finite_are_an_error(neurons, scores, positions):
+def test_activations_that_are_not_finite_are_an_error(neurons, scores):
     odd = changed(neurons, lambda odd: odd.norm2.bias[1].fill_(float("nan")))
-    similarity(neurons, TASK, scores, positions=positions, **QUIET)
+    similarity(neurons, TASK, scores, **QUIET)
     with pytest.raises(TorchsliceError, match="layer 'conv2' for class 'red' are NaN or infinite"):
-        similarity(odd, TASK, scores, positions=positions, **QUIET)
+        similarity(odd, TASK, scores, **QUIET)
 
 
 def test_tokens_are_positions():
@@ -312,11 +304,10 @@ def test_tokens_are_positions():
     scores = contributions(neurons, task, metric="avg", correct_only=False, **QUIET)
     images = inputs_of(task)[task.train.labels == 0]
     values = torch.relu(model.hidden(images[:, 0])).detach().double()  # [B, tokens, N]
-    for positions, rows in (("mean", values.mean(1)), ("all", values.flatten(0, 1))):
-        curve = similarity(neurons, task, scores, positions=positions, **QUIET).curves["avg"]["hidden"][0]
-        order = scores["avg"]["hidden"][0].argsort(descending=True, stable=True)
-        expected = [literal_cka(rows[:, order[:k]], rows) for k in range(1, 11)]
-        torch.testing.assert_close(curve, torch.tensor(expected, dtype=torch.float64))
+    rows, order = values.flatten(0, 1), scores["avg"]["hidden"][0].argsort(descending=True, stable=True)
+    curve = similarity(neurons, task, scores, **QUIET).curves["avg"]["hidden"][0]
+    expected = [literal_cka(rows[:, order[:k]], rows) for k in range(1, 11)]
+    torch.testing.assert_close(curve, torch.tensor(expected, dtype=torch.float64))
 
 
 # -- the result --------------------------------------------------------------------------------------------------------
@@ -336,10 +327,10 @@ def test_without_scores_they_are_measured(neurons, found):
 
 def test_it_prints_and_becomes_plain_data(found):
     text = str(found)
-    assert text.startswith("ReachTheta(theta=0.9, slope=1.0, criterion='cka', positions='all') by taylor\n")
+    assert text.startswith("ReachTheta(theta=0.9, slope=1.0, criterion='cka') by taylor\n")
     assert all(layer in text for layer in LAYERS) and f"{found.critical.neuron_retention:.1%}" in text
     plain = json.loads(json.dumps(found.to_plain()))
-    options = {"theta": 0.9, "slope": 1.0, "criterion": "cka", "positions": "all"}
+    options = {"theta": 0.9, "slope": 1.0, "criterion": "cka"}
     assert plain["strategy"] == {"strategy": "ReachTheta", **options} and plain["metric"] == "taylor"
     assert {name: ts.Slice.from_plain(of) for name, of in plain["classes"].items()} == found.slices
     assert ts.Slice.from_plain(plain["critical"]) == found.critical
@@ -352,7 +343,6 @@ def test_it_prints_and_becomes_plain_data(found):
         (lambda: ReachTheta(float("nan")), r"theta must be in \(0, 1\], got nan"),
         (lambda: ReachTheta(slope=-1), "slope must be a number of at least 0, got -1"),
         (lambda: ReachTheta(criterion="mas"), "unknown criterion 'mas'. Did you mean 'mass'"),
-        (lambda: ReachTheta(positions="some"), "unknown positions 'some'.*all, mean"),
         (lambda: PerClass(0), r"neuron_fraction must be in \(0, 1\], got 0"),
         (lambda: PerLayer(1.01), r"neuron_fraction must be in \(0, 1\], got 1.01"),
     ],

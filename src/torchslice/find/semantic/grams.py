@@ -17,13 +17,11 @@ from ...graph.activations import Activations, find_activations, reading
 from ...graph.neurons import Neurons
 from ...graph.views import view_of
 from ...inputs import device_of
-from ...registry import unknown
 from ...training.progress import Bar, progress_bar
 from ...training.ranks import Ranks, current_ranks
 from .contributions import Contributions, by_position
 from .selection import in_order, prefix_cka
 
-POSITIONS = ("all", "mean")
 MEMORY_GB = 2.0  # for matrices of the layers of one run, in GiB; the widest layer alone has to fit
 RESOLUTION = 1e-6  # a neuron whose activations spread less than this fraction of their mean is constant in float32
 
@@ -77,12 +75,10 @@ class Similarity:
     Attributes:
         curves: sim(1..N) per class in the order of each metric's contributions, {metric: {layer: float64 [C, N]}}.
         pooled: Gram matrices of all classes together, {layer: float64 [N, N]}.
-        positions: what was compared, see `similarity`.
     """
 
     curves: dict[str, dict[str, Tensor]]
     pooled: dict[str, Tensor]
-    positions: str
 
 
 def similarity(
@@ -90,26 +86,21 @@ def similarity(
     task: Task,
     scores: Contributions,
     *,
-    positions: str = "all",
     batch_size: int = 128,
     progress: bool = True,
 ) -> Similarity:
     """Run the samples of the contributions through the model and compare every prefix of every layer with all of it.
 
+    Activations are compared at all positions (pixels, tokens), those of all uses of a layer that is used several times.
     One run serves all classes and metrics, and as many layers as fit into `MEMORY_GB`. Classes come one by one, so that
     a layer needs two float64 matrices [N, N], that of the class and the pooled one, whatever the number of classes.
     Under torchrun the processes share the classes.
-
-    `positions` "mean" compares the means of the samples over their positions (pixels, tokens), "all" the whole maps;
-    those of a layer that is used several times are those of all its uses.
 
     >>> found = similarity(neurons, task, scores, progress=False)
     >>> few, many = (ts.semantic.ReachTheta(theta).choose(scores, similarity=found) for theta in (0.9, 0.99))
     >>> few.critical <= many.critical
     True
     """
-    if positions not in POSITIONS:
-        raise unknown("positions", positions, POSITIONS)
     if batch_size < 1:
         raise TorchsliceError(f"batch_size must be at least 1, got {batch_size}.")
     scores.check_of(neurons, task)
@@ -127,7 +118,7 @@ def similarity(
         for where in groups:
             together = {layer: Scatter.none(neurons.layers[layer].count, device) for layer in where.chains}
             for label, batches in zip(mine, of_class, strict=True):
-                for layer, scatter in _scatters(own, task, batches, where, positions, bar).items():
+                for layer, scatter in _scatters(own, task, batches, where, bar).items():
                     if not scatter.mean.isfinite().all():
                         raise TorchsliceError(
                             f"the activations of layer {layer!r} for class {task.classes[label]!r} are NaN or "
@@ -140,7 +131,7 @@ def similarity(
             pooled |= {layer: scatter.pooled(ranks).resolved().cpu() for layer, scatter in together.items()}
     for curve in curves.values():
         curve |= {layer: ranks.sum(values.to(device)).cpu() for layer, values in curve.items()}
-    return Similarity(curves, pooled, positions)
+    return Similarity(curves, pooled)
 
 
 def _that_fit(neurons: Neurons) -> Iterator[list[str]]:
@@ -158,7 +149,7 @@ def _that_fit(neurons: Neurons) -> Iterator[list[str]]:
 
 @torch.no_grad()
 def _scatters(
-    neurons: Neurons, task: Task, batches: Sequence[Tensor], where: Activations, positions: str, bar: Bar
+    neurons: Neurons, task: Task, batches: Sequence[Tensor], where: Activations, bar: Bar
 ) -> dict[str, Scatter]:
     """Return the scatter of every layer over some batches of training samples."""
     found: dict[str, Scatter] = {}
@@ -167,8 +158,7 @@ def _scatters(
             neurons.logits(inputs)
         for layer, uses in seen.values.items():
             values = by_position(uses, layer, where, len(rows))  # [B, N, P]
-            means = positions == "mean"
-            new = Scatter.of(values.mean(2, dtype=torch.float64) if means else values.movedim(1, 2).flatten(0, 1))
+            new = Scatter.of(values.movedim(1, 2).flatten(0, 1))
             found[layer] = found[layer] + new if layer in found else new
         bar.advance("similarity")
     return found

@@ -22,7 +22,7 @@ from ...registry import unknown
 from ...slices import Slice
 from ...tables import percent, table
 from .contributions import Contributions, check_scores, contributions
-from .grams import POSITIONS, Similarity, similarity
+from .grams import Similarity, similarity
 from .groups import OUTSIDE, check_outside, find_groups
 from .selection import complete, first_to_reach, in_order, prefix_cka, prefix_mass, top_fraction
 from .whole import complete_network
@@ -103,9 +103,9 @@ class Strategy:
                 raise TorchsliceError(f"{name} must be in (0, 1], got {value}.")
 
     @property
-    def compares(self) -> str | None:
-        """The positions whose similarity the strategy needs; None if it needs contributions only."""
-        return None
+    def compares(self) -> bool:
+        """Whether the strategy needs similarities beside contributions."""
+        return False
 
     def choose(
         self, scores: Contributions, metric: str | None = None, similarity: Similarity | None = None
@@ -120,10 +120,10 @@ class Strategy:
         True
         """
         metric = scores.the_metric(metric)
-        if self.compares and (similarity is None or similarity.positions != self.compares):
+        if self.compares and similarity is None:
             raise TorchsliceError(
-                f"{self} needs similarities: give similarity(neurons, task, scores, positions={self.compares!r}), "
-                "or call class_slices, which measures them."
+                f"{self} needs similarities: give similarity(neurons, task, scores), or call class_slices, which "
+                "measures them."
             )
         masks, critical = self.masks(scores[metric], metric, similarity)
         slices = [Slice({layer: mask[label] for layer, mask in masks.items()}) for label in range(len(scores.classes))]
@@ -150,32 +150,29 @@ class ReachTheta(Strategy):
         slope: of theta over depth, at least 0: early layers, which all that follows rests on, must reach more than late
             ones. Layer l = 1..L must reach 1 - (1 - theta) * (slope + 1) * ((l - 1/2) / L)^slope; 0 is theta for all.
         criterion: "cka" is the similarity to the whole layer, "mass" the fraction of all contribution.
-        positions: what "cka" compares, whole maps ("all") or their means ("mean"), see `similarity`.
     """
 
     theta: float = 0.95
     slope: float = 1.0
     criterion: str = "cka"
-    positions: str = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for kind, known in (("criterion", CRITERIA), ("positions", POSITIONS)):
-            if getattr(self, kind) not in known:
-                raise unknown(kind, getattr(self, kind), known)
+        if self.criterion not in CRITERIA:
+            raise unknown("criterion", self.criterion, CRITERIA)
         if not 0 <= self.slope < math.inf:
             raise TorchsliceError(f"slope must be a number of at least 0, got {self.slope}.")
 
     @property
-    def compares(self) -> str | None:
-        return self.positions if self.criterion == "cka" else None
+    def compares(self) -> bool:
+        return self.criterion == "cka"
 
     def masks(self, scores: Scores, metric: str, similarity: Similarity | None) -> tuple[Masks, Masks]:
         masks, critical = {}, {}
         for number, (layer, of) in enumerate(scores.items(), start=1):
             missing = (1 - self.theta) * (self.slope + 1) * ((number - 0.5) / len(scores)) ** self.slope
             theta, orders, together = max(1 - missing, LEAST), in_order(of), of.mean(0)
-            if similarity is not None and self.criterion == "cka":
+            if similarity is not None and self.compares:
                 curves = list(similarity.curves[metric][layer])
                 of_all = partial(prefix_cka, similarity.pooled[layer])
             else:
@@ -258,10 +255,10 @@ def class_slices(
     if scores is None:
         scores = contributions(neurons, task, metric=metric or "taylor", seed=seed, progress=progress)
     check_scores(scores, neurons, task)
-    metric, alike, positions = scores.the_metric(metric), None, strategy.compares
+    metric, alike = scores.the_metric(metric), None
     scores = scores.tied(neurons) if tied else scores
-    if positions is not None:
-        alike = similarity(neurons, task, scores, positions=positions, batch_size=batch_size, progress=progress)
+    if strategy.compares:
+        alike = similarity(neurons, task, scores, batch_size=batch_size, progress=progress)
     found = strategy.choose(scores, metric, alike)
     if isinstance(strategy, ReachTheta) and alike is not None:
         more = complete_network(neurons, task, scores[metric], found.critical, strategy.theta, scores.samples)
