@@ -259,7 +259,7 @@ def learned(
         return max(tried, key=lambda found: found[0])[1]
 
     made = {"naive": best("naive", lambda rate: [NewRows(first)])}
-    for fraction in (0.05, 0.1, 1.0):
+    for fraction in (0.1, 1.0):
         name = f"replay {fraction:.0%}"
         made[name] = best(name, lambda rate: [CrossEntropy()], mixed(known, new, fraction, seed))
     anchors = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}

@@ -47,6 +47,13 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Rated(Network):
+    """A network with a learning rate of its own."""
+
+    learning_rate: float = Training.learning_rate
+
+
+@dataclass(frozen=True)
 class Scale:
     """What every benchmark needs at a scale; `seed` is the first seed, the learning rate that of the first training."""
 
@@ -78,7 +85,7 @@ class Part:
         """Settings of the first training."""
         return Training(
             epochs=self.network.epochs,
-            learning_rate=self.settings.learning_rate,
+            learning_rate=getattr(self.network, "learning_rate", self.settings.learning_rate),
             seed=self.seed,
             device=self.device,
             progress=self.progress,
@@ -147,6 +154,9 @@ class Benchmark:
         """Measure all parts, or read those that are finished."""
         runs = []
         for network in settings.networks:
+            if reason := getattr(network, "absent", ""):
+                print(f"{network.model} on {network.data} is left out: {reason}", file=sys.stderr, flush=True)
+                continue
             task = network.load(data_dir, settings.seed)
             for seed in range(settings.seed, settings.seed + (getattr(network, "seeds", None) or settings.seeds)):
                 place = path.with_name(f"{path.name}-{network.data}-{network.model}-seed{seed}")

@@ -7,9 +7,11 @@ classes, and training on everything at once.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,14 +19,22 @@ from torch import Tensor, nn
 
 from torchslice import Slice, Training, accuracy, extend, extract, judge
 from torchslice.data import Task, joined
-from torchslice.find.semantic import PerLayer
+from torchslice.find.semantic import Contributions, PerLayer, ReachTheta, groups, similarity
+from torchslice.find.semantic.selection import top_fraction
 from torchslice.graph.neurons import Neurons
 from torchslice.maintain import Extended, settle
 
 from .baselines import by_task, learned
 from .experiment import Benchmark, Network, Part, Scale, neurons_of
-from .tables import Run, Runs, by_network, draw, figure, mean, page, table
+from .tables import Run, Runs, by_network, draw, figure, found, mean, page, table
 
+METRIC, VARIANT = "taylor", ("choice", "neuron_fraction", "restart")
+CHOICES = {
+    "layer": "a fraction of every layer by contribution",
+    "theta": "the semantic slice of the largest theta that keeps no larger fraction of the neurons",
+    "groups": "a fraction of every layer, those first whose semantic group has most classes, then by contribution",
+}
+NO_MEMORY, MEMORY = ("naive", "EWC", "LwF", "DeepArc"), "replay 10%"
 FIGURES = {
     "arms": {"known": "known", "kept": "kept", "new": "new"}
     | {"all, not given": "all", "known, not given": "all_known", "new, not given": "all_new"},
@@ -33,19 +43,17 @@ FIGURES = {
 ARMS = {
     "ours": "the critical neurons settle on the known classes, the others learn the new ones; logits simply joined",
     "ours, bias": "the same; rule and bias between known and new logits chosen on validation images of both",
-    "ours, replay": "the same, trained with some images of the known classes as well (see settings)",
+    "ours, replay": "the same, trained with 10 % of the images of the known classes as well",
     "control: random slice": "as ours, with a random slice that has as many neurons in every layer",
     "control: random slice, replay": "as ours, replay, with the random slice",
-    "ours, slice as found": "as ours, but the slice does not settle first",
     "naive": "all weights learn the new classes",
-    "replay 5%": "all weights learn the new classes and 5 % of the images of the known ones",
-    "replay 10%": "likewise, 10 %",
+    MEMORY: "all weights learn the new classes and 10 % of the images of the known ones",
     "replay 100%": "likewise, all of them",
     "EWC": "all weights learn the new classes, held where they matter to the known ones",
     "LwF": "all weights learn the new classes, the known logits are kept on their images",
     "DeepArc": "the redundant layers learn the new classes",
-    "upper bound: joint": "one network trained on all classes from scratch, as many epochs as the first",
-    "scratch": "a network of its own for the new classes, trained as long as the first",
+    "upper bound: joint": "one network trained on all classes from scratch, for twice as many epochs",
+    "scratch": "a network of its own for the new classes, trained as long as the others learn them",
 }
 
 
@@ -55,14 +63,13 @@ class Settings(Scale):
 
     settle_epochs: int = 3
     settle_learning_rate: float = 0.02
-    metrics: tuple[str, ...] = ("taylor",)
-    neuron_fractions: tuple[float, ...] = (0.3, 0.5, 0.7)  # critical neurons of every layer
-    restarts: tuple[bool, ...] = (True,)  # whether the others start anew
+    neuron_fractions: tuple[float, ...] = (0.5, 0.7)  # critical neurons
+    restarts: tuple[bool, ...] = (True, False)  # whether the others start anew
     replay: float = 0.1
     known: int = 5  # classes
     per_task: int = 2  # classes of each step of the chain
     chain_fraction: float = 0.3
-    learning_rates: tuple[float, ...] = (0.01,)  # of the baselines, beside the first
+    learning_rates: tuple[float, ...] = (0.01,)  # of every arm, beside the first
     ewc_weights: tuple[float, ...] = (100.0, 1000.0)
     lwf_weights: tuple[float, ...] = (0.5, 2.0)
     fisher_samples: int = 500
@@ -71,21 +78,19 @@ class Settings(Scale):
 
 CPU = (
     Network("mnist", "lenet", 1.0, epochs=5, train_images=10_000, validation_images=1_000),
-    Network("fashion-mnist", "convnet", 0.5, epochs=6, train_images=6_000, validation_images=1_000),
-    Network("cifar10", "convnet", 0.5, epochs=6, train_images=8_000, validation_images=1_000),
+    Network("cifar10", "fast", 0.5, epochs=6, train_images=10_000, validation_images=1_000),
 )
 PAPER = (
     Network("mnist", "lenet", 1.0, epochs=20),
     Network("fashion-mnist", "convnet", 1.0, epochs=40),
-    *(Network("cifar10", name, 1.0, epochs=100) for name in ("resnet20", "resnet18", "vgg16")),
+    *(Network("cifar10", name, 1.0, epochs=100) for name in ("fast", "resnet18", "vgg16")),
 )
 SMOKE: dict[str, Any] = {"settle_epochs": 1, "neuron_fractions": (0.5,), "learning_rates": (), "per_task": 5}
 SMOKE |= {"ewc_weights": (100.0,), "lwf_weights": (1.0,), "fisher_samples": 20, "similarity_samples": 64}
-ALL: dict[str, Any] = {"metrics": ("avg", "var", "ens", "taylor"), "restarts": (True, False)}
 SETTINGS = {
     "smoke": Settings((Network("digits", "convnet", 0.25, epochs=2),), 1, 16, **SMOKE),
     "cpu": Settings(CPU),
-    "paper": Settings(PAPER, samples_per_class=256, settle_epochs=20, **ALL),
+    "paper": Settings(PAPER, samples_per_class=256, settle_epochs=20, neuron_fractions=(0.3, 0.5, 0.7)),
 }
 
 
@@ -106,30 +111,26 @@ class Extending(Part):
         started, settings = time.perf_counter(), self.settings
         known, new = self.tasks((settings.known, len(self.task.classes) - settings.known))
         base = neurons_of(self.trained(known), known)
+        before = accuracy(base.model, known).overall
         variants = list(self.variants(base, known, new))
         chosen, start, extended = max(variants, key=lambda variant: variant[0]["validation"])
         random = self.settled(base, judge.random_like(start.critical, seed=self.seed), known)
-        starts = {
-            "ours": start,
-            "control: random slice": replace(random, restart=start.restart),
-            "ours, slice as found": replace(start, neurons=base),
-        }
+        starts = {"ours": start, "control: random slice": replace(random, restart=start.restart)}
         arms = {"ours, bias": self.scores(extended.calibrated(known, new), start, known, new)}
         for arm, own in starts.items():
             again = extended if own is start else self.extended(own, known, new)
             arms[arm] = self.scores(again, own, known, new)
-            if "found" not in arm:
-                replayed = self.extended(own, known, new, replay=settings.replay)
-                arms[f"{arm}, replay"] = self.scores(replayed, own, known, new)
+            replayed = self.extended(own, known, new, replay=settings.replay)
+            arms[f"{arm}, replay"] = self.scores(replayed, own, known, new)
         arms |= self.baselines(base.model, known, new)
         self.note("a chain of small tasks")
         return {
             "train_images": len(self.task.train),
             "epochs": self.network.epochs,
-            "whole": accuracy(base.model, known).overall,
+            "whole": before,
             "variants": [row for row, _, _ in variants],
-            "chosen": {key: chosen[key] for key in ("metric", "neuron_fraction", "restart")},
-            "arms": [{"arm": arm, **arms[arm]} for arm in ARMS],
+            "chosen": {key: chosen[key] for key in VARIANT},
+            "arms": [{"arm": arm, **arms[arm], "kept": arms[arm].get("known", 0) / before or None} for arm in ARMS],
             "chain": list(self.chain(start.restart)),
             "seconds": time.perf_counter() - started,
         }
@@ -141,22 +142,44 @@ class Extending(Part):
 
     # -- ours -----------------------------------------------------------------------------------------------------
     def variants(self, base: Neurons, known: Task, new: Task) -> Iterator[tuple[dict[str, Any], Start, Extended]]:
-        """Settle and extend with every metric and fraction; `validation` is the mean accuracy on known and new."""
-        scores = self.contributions(base, known, metric=self.settings.metrics)
-        for metric in self.settings.metrics:
-            for fraction in self.settings.neuron_fractions:
-                critical = PerLayer(fraction).choose(scores, metric).critical
-                settled = self.settled(base, critical, known)
-                for restart in self.settings.restarts:
-                    start = replace(settled, restart=restart)
-                    extended = self.extended(start, known, new)
-                    pairs = list(zip(extended.networks(), (known, new), strict=True))
-                    row = {"metric": metric, "neuron_fraction": fraction, "restart": restart}
-                    row["validation"] = sum(accuracy(*pair, "validation").overall for pair in pairs) / 2
-                    row |= {"found": accuracy(extract(base, critical), known).overall}
-                    row |= {"settled": accuracy(extract(start.neurons, critical), known).overall}
-                    row |= {key: accuracy(*pair).overall for key, pair in zip(("known", "new"), pairs, strict=True)}
-                    yield row, start, extended
+        """Settle and extend by every choice and fraction, then go on with the best in the other ways to start.
+
+        `validation` is the mean accuracy on known and new classes.
+        """
+        first, *others = self.settings.restarts
+        found = []
+        for choice, fraction, critical in self.slices(base, known):
+            start = replace(self.settled(base, critical, known), restart=first)
+            row = {"choice": choice, "neuron_fraction": fraction}
+            row["found"] = accuracy(extract(base, critical), known).overall
+            row["settled"] = accuracy(extract(start.neurons, critical), known).overall
+            found.append((row, start, self.extended(start, known, new)))
+        scored = [({**row, **self.figures(start, made, known, new)}, start, made) for row, start, made in found]
+        yield from scored
+        row, start, _ = max(scored, key=lambda variant: variant[0]["validation"])
+        for restart in others:
+            start = replace(start, restart=restart)
+            made = self.extended(start, known, new)
+            yield {**row, **self.figures(start, made, known, new)}, start, made
+
+    def slices(self, base: Neurons, known: Task) -> Iterator[tuple[str, float, Slice]]:
+        """Yield choices, fractions, and the critical neurons."""
+        scores = self.contributions(base, known, metric=METRIC)
+        alike = similarity(base, known, scores, progress=self.progress)
+        worth = served(base, scores)
+        thetas = [ReachTheta(step / 100).choose(scores, METRIC, alike).critical for step in range(1, 101)]
+        for fraction in self.settings.neuron_fractions:
+            count = bisect_left(thetas, True, lo=1, key=lambda slice_: slice_.neuron_retention > fraction)
+            yield "layer", fraction, PerLayer(fraction).choose(scores).critical
+            yield "theta", fraction, thetas[count - 1]
+            yield "groups", fraction, Slice({layer: top_fraction(of, fraction) for layer, of in worth.items()})
+
+    def figures(self, start: Start, extended: Extended, known: Task, new: Task) -> dict[str, Any]:
+        """Return the accuracies of a variant, task given."""
+        pairs = dict(zip(("known", "new"), zip(extended.networks(), (known, new), strict=True), strict=True))
+        found = {key: accuracy(*pair).overall for key, pair in pairs.items()}
+        chosen = fmean(accuracy(*pair, "validation").overall for pair in pairs.values())
+        return {"restart": start.restart, **found, "validation": chosen}
 
     @property
     def settling(self) -> Training:
@@ -169,17 +192,22 @@ class Extending(Part):
         return Start(start.on(settle(start, task, critical, training=self.settling).model), critical)
 
     def extended(self, start: Start, known: Task, new: Task, *, replay: float = 0.0) -> Extended:
+        """Teach the other neurons the new classes, at the learning rate that is best on validation images."""
         self.note(f"{1 - start.critical.neuron_retention:.0%} of the neurons learn {len(new.classes)} classes")
         options: dict[str, Any] = {"known": known, "replay": replay, "restart": start.restart}
-        return extend(start.neurons, new, start.critical, training=self.training, **options)
+        tried = []
+        for rate in (*self.settings.learning_rates, self.training.learning_rate):
+            training = replace(self.training, learning_rate=rate)
+            made = extend(start.neurons, new, start.critical, training=training, **options)
+            tried.append((accuracy(made.network(), new, "validation").overall, made))
+        return max(tried, key=lambda found: found[0])[1]
 
     def scores(self, extended: Extended, start: Start, known: Task, new: Task) -> dict[str, float]:
         """Score both readings on the test images, and whether the known logits are bit for bit what they were."""
         both, networks = joined(known, new), (extract(start.neurons, start.critical), extended.network(0))
         before, after = (judge.predict(network, known) for network in networks)
-        was, now = (judge.accuracy_of(logits, known.test.labels).overall for logits in (before, after))
-        figures = {"known": now, "kept": now / was, "identical": int(torch.equal(before, after))}
-        figures["new"] = accuracy(extended.network(1), new).overall
+        figures = {"known": judge.accuracy_of(after, known.test.labels).overall}
+        figures |= {"identical": int(torch.equal(before, after)), "new": accuracy(extended.network(1), new).overall}
         return {**figures, **self.not_given(judge.predict(extended.joined(), both), both.test.labels)}
 
     def not_given(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -191,15 +219,13 @@ class Extending(Part):
     # -- the others -----------------------------------------------------------------------------------------------
     def baselines(self, base: nn.Module, known: Task, new: Task) -> dict[str, dict[str, float]]:
         """Score the other ways, the network for all classes, and that for the new classes alone."""
-        both, before = joined(known, new), accuracy(base, known).overall
+        both, joint = joined(known, new), replace(self, network=replace(self.network, epochs=2 * self.network.epochs))
         made = learned(base, known, new, settings=self.settings, training=self.training, say=self.note)
         figures: dict[str, dict[str, float]] = {"scratch": {"new": accuracy(self.trained(new), new).overall}}
-        for name, model in {**made, "upper bound: joint": self.trained(both)}.items():
+        for name, model in {**made, "upper bound: joint": joint.trained(both)}.items():
             logits = judge.predict(model, both)
             known_given, new_given = by_task(logits, both.test.labels, len(known.classes))
             figures[name] = {"known": known_given, "new": new_given, **self.not_given(logits, both.test.labels)}
-            if name in made:
-                figures[name]["kept"] = known_given / before
         return figures
 
     def chain(self, restart: bool) -> Iterator[dict[str, Any]]:
@@ -228,30 +254,58 @@ class Extending(Part):
                 return
 
 
+def served(neurons: Neurons, scores: Contributions) -> dict[str, Tensor]:
+    """Return of how many classes the group of each neuron is; equals come by contribution, {layer: [N]}."""
+    worth = {layer: of.mean(0).double() / of.mean(0).max().clamp(min=1e-12) / 2 for layer, of in scores[METRIC].items()}
+    for group in groups(neurons, scores):
+        for layer, mask in group.slice.masks.items():
+            worth[layer] += len(group.classes) * mask
+    return worth
+
+
 # -- the page -----------------------------------------------------------------------------------------------------
 def write_page(result: dict[str, Any], path: Path) -> str:
-    """Write three tables per network: the arms, what the choice of critical neurons does, and the chain of tasks."""
+    """Write the answer and three tables per network: arms, what the choice of critical neurons does, chain of tasks."""
     settings, runs = result["manifest"]["settings"], result["runs"]
+    identical = [arm["identical"] for run in runs for arm in run["arms"] if arm["identical"] is not None]
     text = (
         f"A network learns the first {settings['known']} classes, then the others. Test accuracy in percent, mean ± "
         "standard deviation over the seeds: of known and new classes where it is given which of both an image shows, "
-        "then of all classes where it is not, and the two halves of that. All trainings are equally long (settling: "
-        f"{settings['settle_epochs']} epochs more). Fraction and metric of the critical neurons, whether the others "
-        "start anew, and the learning rates of all that train the whole network or DeepArc's layers and the weights of "
-        "EWC and LwF are chosen by validation accuracy. *kept* is known accuracy after extending over that of what "
-        "answered before, the slice or the whole network."
-    )
-    identical = [arm["identical"] for run in runs for arm in run["arms"] if arm["identical"] is not None]
-    unchanged = (
+        "then of all classes where it is not, and the two halves of that. *kept* is the known accuracy over that of "
+        "the network before, for every arm. All trainings are equally long (settling: "
+        f"{settings['settle_epochs']} epochs more), the upper bound twice. Every arm has the best of the same learning "
+        "rates on validation images, which also choose the critical neurons, whether the others start anew, and the "
+        "weights of EWC and LwF.",
         "Through their slice, the known classes' logits on all test images are bit for bit what they were before "
-        f"extending in {sum(identical)} of {len(identical)} cases."
+        f"extending in {sum(identical)} of {len(identical)} cases.",
     )
     chains = {name: [list(map(step_point, run["chain"])) for run in own] for name, own in by_network(runs).items()}
     title = "Accuracy on all tasks so far, each through its slice; mean ± deviation over the seeds"
     chart, panels = path.with_suffix(".png"), {"a chain of small tasks": chains}
     picture = draw(chart, panels, x="tasks learned", y="test accuracy, task given, %", title=title)
-    heading = "Extending a network by new classes"
-    return page(heading, result, text=[text, unchanged], section=section, arms=ARMS, picture=picture)
+    choices = {f"critical by {name}": meaning for name, meaning in CHOICES.items()}
+    about: dict[str, Any] = {"answer": answer(runs), "picture": picture, "text": text, "arms": ARMS | choices}
+    return page("Extending a network by new classes", result, section=section, **about)
+
+
+def answer(runs: Runs) -> str:
+    """Return the first line of the page: ours beside the rivals of equal memory, the best of which is named."""
+    parts = []
+    for name, own in by_network(runs).items():
+
+        def of(arm: str, key: str, own: Runs = own) -> float:
+            return 100 * (mean(found(run["arms"], arm=arm)[0][key] for run in own) or 0.0)
+
+        best = max(NO_MEMORY, key=lambda arm: of(arm, "known") + of(arm, "new"))
+        sides = {
+            arm: f"{of(arm, 'known'):.1f} / {of(arm, 'new'):.1f}" for arm in ("ours", best, "ours, replay", MEMORY)
+        }
+        parts.append(
+            f"on {name.partition(' on ')[2]} ours {sides['ours']} and the best rival ({best}) {sides[best]}; with 10 % "
+            f"of the known images ours {sides['ours, replay']} and replay {sides[MEMORY]}, of all classes where the "
+            f"task is not given {of('ours, replay', 'all'):.1f} and {of(MEMORY, 'all'):.1f}"
+        )
+    return f"Accuracy on known / new classes, task given: {'; '.join(parts)}."
 
 
 def step_point(step: Run) -> tuple[float, float]:
@@ -265,9 +319,10 @@ def section(runs: Runs, network: Run) -> list[str]:
 
     def named(variant: Run) -> str:
         others = "anew" if variant["restart"] else "kept"
-        return f"{variant['neuron_fraction']:.0%} by {variant['metric']}, others {others}"
+        return f"{variant['neuron_fraction']:.0%} by {variant['choice']}, others {others}"
 
-    choices = [{key: row[key] for key in ("metric", "neuron_fraction", "restart")} for row in first["variants"]]
+    every = [tuple(row[key] for key in VARIANT) for run in runs for row in run["variants"]]
+    choices = [dict(zip(VARIANT, values, strict=True)) for values in dict.fromkeys(every)]
     chain = {"neurons in use": figure("chain", "neuron_retention"), "learned": figure("chain", "learned")}
     chain |= {f"task {step['step']}": figure("chain", f"task {step['step']}") for step in longest}
     about = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchslice import judge
+import torchslice as ts
+from torchslice import TorchsliceError, judge
+from torchslice.data import Task
 from torchslice.find.semantic import METRICS, Contributions, groups
 from torchslice.find.semantic.groups import distances, families, profiles, tree
 from torchslice.graph.neurons import Neurons
@@ -25,6 +27,7 @@ from torchslice.graph.neurons import Neurons
 from .experiment import Benchmark, Network, Part, Scale, neurons_of
 from .superclasses import SUPERCLASSES
 from .tables import Cell, Run, Runs, about_training, draw, figure, found, mean, page, table
+from .text import TINY, Tuned, minilm
 
 CHANCES = 20  # random partitions of the same sizes
 LARGEST = 10  # classes of a group whose pairs are looked at
@@ -33,11 +36,13 @@ KNOWN: dict[str, Mapping[str, str]] = {
     "cifar100": SUPERCLASSES,
     "cifar10": {"animals": "bird cat deer dog frog horse", "vehicles": "airplane automobile ship truck"},
     "digits": {"with a loop": "0 4 6 8 9", "without": "1 2 3 5 7"},
-}
+    "made-up": {"nature": "animals weather", "colours": "colours"},
+}  # of TREC they stand before the colon
 CONFUSION, HEAD, MEANS = "confusion", "rows of the last layer", "mean activations before the last layer"
 KMEANS, CHANCE = "k-means of the neurons' profiles", "control: chance"
 RIVALS = {
-    CONFUSION: "1 - mean probability given to the other class, on validation images, symmetric and scaled",
+    CONFUSION: "1 - mean probability given to the other class, on validation samples (of classes that have none, "
+    "training samples), symmetric and scaled",
     HEAD: "1 - cosine of the classes' weights, their mean taken off",
     MEANS: "1 - cosine of the classes' mean activations in the last sliced layer, their mean taken off",
     KMEANS: "as many clusters of neurons as superclasses (taylor); a class goes to the one that serves it best",
@@ -52,11 +57,25 @@ class Settings(Scale):
     metrics: tuple[str, ...] = tuple(METRICS.names())
 
 
+@dataclass(frozen=True)
+class Questions(Tuned):
+    """A sentence encoder whose weights are a package that may be missing."""
+
+    @property
+    def absent(self) -> str:
+        """Why it cannot be measured, if it cannot."""
+        try:
+            minilm()
+        except TorchsliceError as error:
+            return str(error)
+        return ""
+
+
+TREC = Questions("trec-fine", "all-MiniLM-L6-v2", 1.0, epochs=4)
+CPU = (Network("cifar100", "fast", 1.0, epochs=12), Network("cifar10", "fast", 1.0, epochs=12), TREC)
 SETTINGS = {
-    "smoke": Settings((Network("digits", "convnet", 0.25, epochs=2),), 1, samples_per_class=16),
-    "cpu": Settings(
-        (Network("cifar100", "fast", 1.0, epochs=12), Network("cifar10", "fast", 1.0, epochs=12)), learning_rate=0.15
-    ),
+    "smoke": Settings((Network("digits", "convnet", 0.25, epochs=2), TINY), 1, samples_per_class=16),
+    "cpu": Settings(CPU, learning_rate=0.15),
     "paper": Settings(tuple(Network("cifar100", name, 1.0, epochs=160) for name in ("resnet18", "vgg16"))),
 }
 
@@ -67,7 +86,9 @@ class Meaning(Part):
 
     def result(self) -> dict[str, Any]:
         neurons = neurons_of(self.trained(self.task, folder=self.folder), self.task)
-        scores = self.contributions(neurons, self.task, metric=self.settings.metrics)
+        refused = {"deeplift"} if isinstance(self.network, Tuned) else set[str]()
+        metrics = [metric for metric in self.settings.metrics if metric not in refused]
+        scores = self.contributions(neurons, self.task, metric=metrics)
         self.note("groups and rivals")
         of = {metric: profiles(scores.tied(neurons)[metric]) for metric in scores.metrics}
         ways = [{"way": w, "layer": layer, **self.agreement(d, p)} for w, layer, d, p in self.ways(neurons, scores, of)]
@@ -76,11 +97,20 @@ class Meaning(Part):
         groups_of = [{"metric": m, **self.groups(neurons, scores, m)} for m in scores.metrics]
         return {"accuracy": accuracy, "neurons": len(neurons), "ways": ways, "groups": groups_of}
 
+    def trained(self, task: Task, *, folder: Path | None = None) -> nn.Module:
+        if not isinstance(self.network, Tuned):
+            return super().trained(task, folder=folder)
+        torch.manual_seed(self.seed)
+        model = self.network.create(task)
+        ts.fit(model, task, self.network.training(self.training, self.network.learning_rate), folder=folder)
+        return model
+
     @property
     def superclasses(self) -> list[int]:
         """The number of the superclass of every class."""
-        known = {name: k for k, names in enumerate(KNOWN[self.network.data].values()) for name in names.split()}
-        return [known[name] for name in self.task.classes]
+        kinds = {name: kind for kind, names in KNOWN.get(self.network.data, {}).items() for name in names.split()}
+        of = [kinds.get(name, name.partition(":")[0]) for name in self.task.classes]
+        return [sorted({*of}).index(kind) for kind in of]
 
     def ways(
         self, neurons: Neurons, scores: Contributions, of: Mapping[str, Mapping[str, Tensor]]
@@ -91,8 +121,10 @@ class Meaning(Part):
             for layer, rows in layers.items():
                 yield metric, layer, distances({layer: rows}), {layer: rows}
         every = of["taylor"]
-        probabilities = judge.predict(neurons.model, self.task, "validation").softmax(1).double()
-        labels = self.task.validation.labels
+        train, seen = self.task.train, self.task.validation
+        seen = seen.join(train.take(~torch.isin(train.labels, seen.labels)))
+        logits, labels = judge.predict(neurons.model, replace(self.task, validation=seen), "validation"), seen.labels
+        probabilities = logits.softmax(1).double()
         mixed = torch.stack([probabilities[labels == c].mean(0) for c in range(len(self.task.classes))])
         scaled = mixed / mixed.diagonal().clamp(min=1e-12)[:, None]
         yield CONFUSION, ALL, (1 - (scaled + scaled.T) / 2).clamp(min=0).fill_diagonal_(0), every
@@ -186,9 +218,10 @@ FIGURES = {
 
 def write_page(result: dict[str, Any], path: Path) -> str:
     """Write the page and draw where in a network meaning sits."""
-    runs, metrics = result["runs"], result["manifest"]["settings"]["metrics"]
+    runs = result["runs"]
     panels: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
     for run in runs:
+        metrics = [row["metric"] for row in run["groups"]]
         panel = panels.setdefault(f"{run['model']} on {run['data']}", {})
         for way in (*metrics, CHANCE):
             rows = [row for row in run["ways"] if row["way"] == way and (row["layer"] != ALL or way == CHANCE)]
@@ -205,7 +238,8 @@ def write_page(result: dict[str, Any], path: Path) -> str:
     return page(
         "Do semantic groups mean something?",
         result,
-        text=(answer(runs), *TEXT),
+        answer=answer(runs),
+        text=TEXT,
         section=section,
         arms=RIVALS,
         picture=picture,
@@ -214,10 +248,11 @@ def write_page(result: dict[str, Any], path: Path) -> str:
 
 TEXT = (
     "The superclasses come with the data and are used for nothing but this test (`animals` and `vehicles` of CIFAR-10 "
-    "are ours). *Classes* is the adjusted Rand index (1 is agreement, 0 is chance) of as many families of classes as "
-    "there are superclasses. *Neurons* is that of the neurons, each with the family, or superclass, to which it "
-    "contributes most on average. *Area under the curve*: how often two classes of one superclass are closer to each "
-    "other than two of different ones; it needs no cut. All trees are by average linkage.",
+    "are ours). Of a transformer, neurons are heads and hidden units, and DeepLIFT is refused. *Classes* is the "
+    "adjusted Rand index (1 is agreement, 0 is chance) of as many families of classes as there are superclasses. "
+    "*Neurons* is that of the neurons, each with the family, or superclass, to which it contributes most on average. "
+    "*Area under the curve*: how often two classes of one superclass are closer to each other than two of different "
+    "ones; it needs no cut. All trees are by average linkage.",
 )
 
 

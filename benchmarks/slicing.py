@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import torchslice as ts
-from torchslice import Slice, Training, accuracy, extract, judge, retention
+from torchslice import Slice, accuracy, extract, judge, retention
 from torchslice.data import Task
 from torchslice.find.semantic import METRICS, Contributions, PerClass, PerLayer, ReachTheta, Similarity, similarity
 from torchslice.find.semantic.selection import top_fraction
@@ -28,7 +28,7 @@ from torchslice.graph.neurons import Neurons
 from torchslice.graph.tied import mean_scores
 from torchslice.submodel import a_minute
 
-from .experiment import Benchmark, Network, Part, Scale, neurons_of
+from .experiment import Benchmark, Part, Rated, Scale, neurons_of
 from .tables import Cell, Run, Runs, about_training, by_network, curve, draw, figure, found, mean, page, spread, table
 
 SEMANTIC, GLOBAL, CATEGORY = "semantic", "global", "category-wise"
@@ -53,13 +53,6 @@ SAMPLES = 256  # training images for that
 
 Arm = tuple[str, str, str]  # slicer, metric, allocation
 Points = Callable[[float], Slice]  # a larger operating point in (0, 1] gives a larger slice
-
-
-@dataclass(frozen=True)
-class Rated(Network):
-    """A network with the learning rate of its training."""
-
-    learning_rate: float = Training.learning_rate
 
 
 @dataclass(frozen=True)
@@ -98,10 +91,6 @@ SETTINGS = {
 @dataclass(frozen=True)
 class Slicing(Part):
     """One trained network, held to slices of every kind and size, some of them repaired."""
-
-    @property
-    def training(self) -> Training:
-        return replace(super().training, learning_rate=self.network.learning_rate)
 
     def result(self) -> dict[str, Any]:
         settings = self.settings

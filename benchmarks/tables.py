@@ -142,8 +142,10 @@ def page(
     networks = {f"{network['model']} on {network['data']}": network for network in settings["networks"]}
     counts = sorted(len(runs) for runs in by_network(result["runs"]).values())
     seeds = f"{counts[0]} seed(s)" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]} seeds"
+    missing = ", ".join(name for name in networks if name not in by_network(result["runs"]))
     first = [answer, *([picture] if picture else [])] if answer else []
-    blocks = [f"# {title}", *first, head(result, seeds), *text]
+    about = head(result, seeds, *([f"**not measured: {missing}**"] if missing else []))
+    blocks = [f"# {title}", *first, about, *text]
     if arms:
         blocks.append("\n".join(f"- **{arm}**: {meaning}." for arm, meaning in arms.items()))
     blocks += [picture] if picture and not answer else []

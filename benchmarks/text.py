@@ -71,6 +71,12 @@ class Tuned(Network):
         encoder.embeddings.requires_grad_(False)  # half of all parameters; training them costs a third of a step
         return model
 
+    def training(self, base: ts.Training, learning_rate: float, **changes: Any) -> ts.Training:
+        """Return the settings of every training."""
+        about: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.01, "warmup_fraction": 0.1}
+        about |= {"label_smoothing": 0.0, "batch_size": self.batch_size, "learning_rate": learning_rate}
+        return replace(base, **about, **changes)
+
 
 @dataclass(frozen=True)
 class MadeUp(Tuned):
@@ -175,27 +181,16 @@ class Dividing(Part):
     def train(self, model: nn.Module, folder: str, *, objective: Any = None, **changes: Any) -> float:
         """Train a network in place, and return the seconds."""
         self.note(f"{folder}, {changes['epochs']} epochs")
-        options = {"objective": objective, "folder": self.folder / folder}
-        return spent(ts.fit(model, self.task, self.tuning(self.network.learning_rate, **changes), **options))
-
-    def tuning(self, learning_rate: float, **changes: Any) -> ts.Training:
-        """Return the settings of every training."""
-        network = self.network
-        about: dict[str, Any] = {
-            "optimizer": "adamw",
-            "weight_decay": 0.01,
-            "warmup_fraction": 0.1,
-            "label_smoothing": 0.0,
-        }
-        about |= {"batch_size": network.batch_size}
-        return replace(self.training, learning_rate=learning_rate, **about, **changes)
+        training = self.network.training(self.training, self.network.learning_rate, **changes)
+        return spent(ts.fit(model, self.task, training, objective=objective, folder=self.folder / folder))
 
     def cut(self, arm: str, neurons: Neurons, slice_: Slice, labels: Labels, *, tuned: bool) -> None:
         """Cut a sub-model and score it, and if asked for once more after fine-tuning."""
         small, only = extract(neurons, slice_, classes=labels), self.only(labels)
         self.add(arm, labels, small, slice_, accuracy(small, only).overall)
         if tuned:
-            training = self.tuning(self.network.tuning_rate, epochs=self.network.tuning_epochs)
+            network = self.network
+            training = network.training(self.training, network.tuning_rate, epochs=network.tuning_epochs)
             better = ts.finetune(small, only, training).model
             self.add(f"{arm}, tuned", labels, better, slice_, accuracy(better, only).overall)
 

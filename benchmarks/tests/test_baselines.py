@@ -193,7 +193,7 @@ def test_all_of_them_learn() -> None:
     training, said = replace(QUIET, epochs=20, learning_rate=0.1), list[str]()
     made = learned(base, OLD, NEW, settings=settings, training=training, say=said.append)
     assert any("no longer finite" in text for text in said)
-    assert list(made) == ["naive", "replay 5%", "replay 10%", "replay 100%", "EWC", "LwF", "DeepArc"]
+    assert list(made) == ["naive", "replay 10%", "replay 100%", "EWC", "LwF", "DeepArc"]
     assert all(torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
     x, labels = inputs_of(NEW.train, CPU), NEW.train.labels
     for name, model in made.items():
