@@ -78,7 +78,7 @@ class Settings(Scale):
 
 CPU = (
     Network("mnist", "lenet", 1.0, epochs=5, train_images=10_000, validation_images=1_000),
-    Network("cifar10", "fast", 0.5, epochs=6, train_images=10_000, validation_images=1_000),
+    Network("cifar10", "fast", 0.5, epochs=6, train_images=8_000, validation_images=1_000),
 )
 PAPER = (
     Network("mnist", "lenet", 1.0, epochs=20),

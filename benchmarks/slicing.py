@@ -105,7 +105,9 @@ class Slicing(Part):
         def score(arm: Arm, make: Callable[[float], Slice]) -> None:
             for compression in settings.compressions:
                 slice_ = slices[arm, compression] = make(compression)
-                rows.append({**keys(arm, compression, AS_CUT), **measure(neurons, slice_, scored)})
+                kept = {"neurons": slice_.neuron_retention, "parameters": retention(neurons, slice_).param}
+                figures = scores_of(extract(neurons, slice_), scored)  # as the masked network, faster
+                rows.append({**keys(arm, compression, AS_CUT), **kept, **figures})
             self.note(f"{', '.join(arm)}: {rows[-1]['validation']:.1%} of validation images")
 
         for arm, points in self.arms(neurons, scores, alike):
@@ -223,12 +225,6 @@ def together(neurons: Neurons) -> list[list[str]]:
 def scores_of(network: torch.nn.Module, task: Task) -> dict[str, float]:
     """Return the accuracies of a network."""
     return {split: accuracy(network, task, split).overall for split in ("validation", "test")}
-
-
-def measure(neurons: Neurons, slice_: Slice, task: Task) -> dict[str, float]:
-    """Return what a slice keeps, and the accuracies of the network held to it."""
-    kept = {"neurons": slice_.neuron_retention, "parameters": retention(neurons, slice_).param}
-    return {**kept, **scores_of(extract(neurons, slice_), task)}  # computes what the masked network does, faster
 
 
 def best_arms(rows: Runs) -> dict[str, Arm]:
