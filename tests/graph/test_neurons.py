@@ -80,6 +80,8 @@ def test_classes_by_name_and_by_index() -> None:
         (["cat", 2], "must be different names"),
         ([4], r"0\.\.3; got \[4\]"),
         ([-1], r"0\.\.3; got \[-1\]"),
+        ([1.5, 2], r"got \[1.5, 2\]"),
+        ([True, 2], r"got \[True, 2\]"),
     ]:
         with pytest.raises(TorchsliceError, match=text):
             neurons.class_indices(classes)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -248,8 +249,8 @@ class Neurons:
                 if given not in self.classes:
                     raise unknown("class", given, self.classes)
                 given = self.classes.index(given)
-            found.append(int(given))
-        if not found or len(set(found)) < len(found) or not all(0 <= index < self.num_classes for index in found):
+            found.append(index(given) if hasattr(given, "__index__") and not isinstance(given, bool) else -1)
+        if not found or len(set(found)) < len(found) or not all(0 <= label < self.num_classes for label in found):
             raise TorchsliceError(
                 f"classes must be different names, or indices in 0..{self.num_classes - 1}; got {list(classes)}."
             )
