@@ -29,6 +29,7 @@ NAMES = (
     "remove",
     "text",
     "vit",
+    "upkeep",
     "conformance",
     "scale",
 )

@@ -28,6 +28,7 @@ from benchmarks import (
     slicing,
     speed,
     text,
+    upkeep,
     vit,
 )
 from benchmarks import (
@@ -133,6 +134,19 @@ def test_transformers(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> 
     assert arms["taylor", 2]["macs"] == arms["control: random, tuned", 2]["macs"] > network.mac_retention - 0.1
     assert all(have <= whole for have, whole in run["layers"].values())
     assert all(f"| {arm} |" in page for arm in text.ARMS) and f"## {network.model} on {network.data}" in page
+
+
+def test_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(upkeep.BENCHMARK, monkeypatch)
+    rows = {task: {row["arm"]: row for row in run[task]} for task in upkeep.ARMS}
+    assert all([*rows[task]] == [*arms] for task, arms in upkeep.ARMS.items()) and run["added"] == "animals"
+    assert all(0 <= row["old"] <= 1 and 0 <= row["new"] <= 1 for row in run["extend"])
+    trained = {arm: row["trained"] for arm, row in rows["readapt"].items()}
+    assert trained["not adapted"] == 0 < trained["last layer"] < trained["critical neurons"] < trained["all neurons"]
+    assert trained["critical neurons"] == trained["control: random neurons"]
+    assert rows["readapt"]["not adapted"]["clean"] == run["accuracy"]
+    assert all(row["macs"] <= 0.8 for row in run["restructure"])
+    assert all(f"| {arm} |" in page for arms in upkeep.ARMS.values() for arm in arms)
 
 
 def test_sub_tasks_by_hand() -> None:
