@@ -46,7 +46,7 @@ ALLOCATIONS = {
     "sloped": "theta falls with depth",
     "measured": "each layer has its own: step by step, that one is cut which adds least loss per parameter",
 }
-AS_CUT, STATISTICS, TUNED = "as cut", "statistics", "tuned"
+AS_CUT, STATISTICS, TUNED = "as cut", "recalibrated", "tuned"
 GRID = 200  # operating points that are tried for a compression
 LEVELS = (0.99, 0.98, 0.96, 0.93, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # theta or fraction, measured
 SAMPLES = 256  # training images for that
@@ -105,7 +105,7 @@ class Slicing(Part):
         def score(arm: Arm, make: Callable[[float], Slice]) -> None:
             for compression in settings.compressions:
                 slice_ = slices[arm, compression] = make(compression)
-                kept = {"neurons": slice_.neuron_retention, "parameters": retention(neurons, slice_).param}
+                kept = {"neurons": slice_.neuron_retention, "compression": 1 - retention(neurons, slice_).param}
                 figures = scores_of(extract(neurons, slice_), scored)  # as the masked network, faster
                 rows.append({**keys(arm, compression, AS_CUT), **kept, **figures})
             self.note(f"{', '.join(arm)}: {rows[-1]['validation']:.1%} of validation images")
@@ -282,7 +282,7 @@ def write_page(result: dict[str, Any], path: Path) -> str:
         "compressions. Compression is the fraction of the parameters that are held at zero, at least what is said. Of "
         "every slicer the metric, and how its slices are spread over the layers, is chosen for each network and seed "
         f"by {settings['scored_validation_images'] or 'all'} validation images as cut; the semantic one has most to "
-        "choose from. *Statistics*: those of batch norms are computed again. *Tuned*: then "
+        "choose from. *Recalibrated*: batch-norm statistics are computed again. *Tuned*: then "
         f"{settings['tuning_steps']} steps for every arm, the better of before and after on validation images. Neurons "
         "that leave together are chosen as one.",
         "\n".join(f"- **{name}**: {meaning}." for name, meaning in ALLOCATIONS.items()),
@@ -317,12 +317,12 @@ def answer(seeds: Runs, networks: Mapping[str, Runs], repaired: Sequence[float])
                 for at in repaired
             )
         ]
+        ours, theirs = (100 * lost(seeds, slicer, repair=repair) for slicer in (SEMANTIC, best))
         parts.append(
-            f"{repair} they lose {100 * lost(seeds, SEMANTIC, repair=repair):.1f} points and the best rival ({best}) "
-            f"{100 * lost(seeds, best, repair=repair):.1f}, ahead of all rivals everywhere on "
-            f"{', '.join(ahead) or 'no network'}"
+            f"{ours:z.1f} points {repair} (best rival, {best}: {theirs:z.1f}; ahead of all rivals everywhere on "
+            f"{', '.join(ahead) or 'no network'})"
         )
-    return f"Semantic slices: {'; '.join(parts)}."
+    return f"Semantic slices lose, of test accuracy, {', '.join(parts)}."
 
 
 def section(runs: Runs, network: Run) -> list[str]:
@@ -333,6 +333,8 @@ def section(runs: Runs, network: Run) -> list[str]:
     for repair in (AS_CUT, STATISTICS, TUNED):
         for at in dict.fromkeys(row["at"] for row in found(rows, repair=repair)):
             best[f"{at:.0%}, {repair}"] = figure("rows", "test", best=True, repair=repair, at=at)
+    for at in (compressions[0], compressions[-1]):  # layers of many parameters are cut in large steps
+        best[f"compressed at {at:.0%}"] = figure("rows", "compression", best=True, repair=AS_CUT, at=at)
     arms = dict.fromkeys((row["slicer"], row["metric"], row["allocation"]) for run in runs for row in run["rows"])
     every = {f"{at:.0%}": figure("rows", "test", repair=AS_CUT, at=at) for at in compressions}
     titles = [

@@ -83,7 +83,7 @@ def test_layers_whose_neurons_leave_together_are_one() -> None:
 
 def row(slicer: str, at: float, test: float, **about: Any) -> dict[str, Any]:
     keys = {"slicer": slicer, "metric": "-", "allocation": "-", "at": at, "repair": AS_CUT}
-    return {**keys, "validation": test, "test": test, **about}
+    return {**keys, "compression": at + 0.01, "validation": test, "test": test, **about}
 
 
 @pytest.fixture
@@ -116,14 +116,10 @@ def test_the_page_says_what_was_found(runs: list[dict[str, Any]], tmp_path: Path
     text = write_page({"manifest": {**about, "settings": settings}, "runs": runs}, tmp_path / "x")
     first = text.splitlines()[2]
     assert (
-        "as cut they lose 5.0 points and the best rival (category-wise) 9.5, ahead of all rivals everywhere on lenet"
-        in first
+        "5.0 points as cut (best rival, category-wise: 9.5; ahead of all rivals everywhere on lenet on digits)" in first
     )
-    assert "statistics they lose 0.0 points and the best rival (category-wise) 5.0, ahead" in first
-    assert (
-        "tuned they lose 0.0 points and the best rival (category-wise) -5.0, ahead of all rivals everywhere on no"
-        in first
-    )
+    assert "0.0 points recalibrated (best rival, category-wise: 5.0; ahead of all rivals everywhere on lenet" in first
+    assert "0.0 points tuned (best rival, category-wise: -5.0; ahead of all rivals everywhere on no network)" in first
     assert f"| {SEMANTIC} | 5.0 ± 0.0 | 5.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 |" in text and "(x.png)" in text
     assert f"| {MAGNITUDE} | 9.5 ± 0.7 | 9.5 ± 0.7 | 5.0 ± 0.0 | -5.0 ± 0.0 |" in text
     alone = text.partition("## lenet on digits\n\n2 epochs, all training images. Uncut: 90.00 ± 0.00 %.")[2]
