@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TorchsliceError, first_line
-from ..graph.layers import Flags
+from ..graph.layers import Flags, Port
 from ..graph.neurons import Neurons
-from ..graph.plan import build, plan, tensors_of
+from ..graph.plan import build, place_of, plan, tensors_of
 from ..graph.record import evaluating
 from ..graph.views import view_of
 from ..inputs import run
@@ -62,9 +62,20 @@ def held_view(neurons: Neurons, held: Mapping[str, Flags]) -> nn.Module:
     """Return a view of a model in which outputs of sub-modules are held at zero, {name: bool [n] over its channels}."""
     view = view_of(neurons.model)
     for name, flags in held.items():
-        zeroed = partial(_zeroed, torch.as_tensor(flags), neurons.flow.ports[name].axis)
-        view.get_submodule(name).register_forward_hook(zeroed)
+        port = neurons.flow.ports[name]
+        if port.taken:
+            view.register_forward_pre_hook(partial(_hide, name, port, torch.as_tensor(flags)))
+        else:
+            zeroed = partial(_zeroed, torch.as_tensor(flags), port.axis)
+            view.get_submodule(name).register_forward_hook(zeroed)
     return view
+
+
+def _hide(name: str, port: Port, flags: Tensor, view: nn.Module, inputs: object) -> None:
+    """Set tensors with rows of zeros as attributes, which Python finds before the parameters of the same names."""
+    hidden = {key: tensor.clone() for key, tensor in tensors_of(view, name, port).items() if tensor is not None}
+    port.zero(hidden, flags)
+    vars(view.get_submodule(place_of(name, port))).update(hidden)
 
 
 def _zeroed(flags: Tensor, axis: int, module: nn.Module, inputs: object, output: Tensor) -> Tensor:

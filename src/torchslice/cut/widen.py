@@ -18,6 +18,7 @@ from ..errors import TorchsliceError
 from ..graph.find import find_neurons
 from ..graph.layers import Flags, Free, Grouped, Ids, Transposed
 from ..graph.neurons import Neurons, check_neurons
+from ..graph.plan import tensors_of
 from ..graph.views import copy_of, view_of
 from ..registry import unknown
 from ..slices import Slice
@@ -160,8 +161,7 @@ def grow(neurons: Neurons, extra: Mapping[int, int], *, seed: int) -> nn.Module:
             ins, new_ins = map(torch.from_numpy, new_places(columns, neurons.wires, extra))
             if not new_outs.any() and not new_ins.any():
                 continue
-            module = model.get_submodule(name)
-            for key, tensor in {**module._parameters, **module._buffers}.items():
+            for key, tensor in tensors_of(model, name, port).items():
                 if tensor is not None and tensor.dim() > 0:
                     wide = tensor.detach().cpu()[outs]
                     if key == "weight":

@@ -13,7 +13,7 @@ from ..errors import TorchsliceError
 from ..inputs import Inputs, Output
 from .flow import Channels, Flow
 from .functions import NORMS
-from .layers import Depthwise, Free, Norm, PReLU
+from .layers import Depthwise, Free, Norm, PReLU, Shift
 from .neurons import Layer, Neurons
 from .record import Recording, Value, record
 from .rules import Rules
@@ -90,7 +90,7 @@ def _analyse(rules: Rules, recording: Recording, fixed: list[tuple[Any, str]]) -
     """Return the fields of `Neurons` that follow from a recording; `fixed` channels can never be cut."""
     flow = rules.flow
     for name, reason in rules.elsewhere.items():
-        if name in flow.ports:
+        if name in flow.ports and not isinstance(flow.ports[name], Shift):  # which has none for single channels
             for ids in (flow.ports[name].outs, flow.ports[name].ins):
                 if ids is not None:
                     flow.pin(ids, reason)
@@ -235,7 +235,7 @@ def _settle(flow: Flow, wires: Any) -> tuple[dict[str, Any], set[str], dict[str,
     while True:
         held = {name: useful[name] for name in makers if name not in reasons}
         needed = np.zeros_like(used)
-        needed[wires[flow.zeros(held).needed]] = True
+        needed[wires[flow.zeros(held | flow.free(held)).needed]] = True
         stuck = [name for name in held if needed[wires[makers[name].outs]].any()]
         if not stuck:
             break

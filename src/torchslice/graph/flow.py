@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .layers import Flags, Ids, Port
+from .layers import Flags, Free, Ids, Port
 from .record import Size
 
 
@@ -107,6 +107,21 @@ class Flow:
     def wires(self) -> Ids:
         """Return the wire of every channel, int [count]."""
         return connected(self.links, self.count)
+
+    def free(self, held: Mapping[str, Flags]) -> dict[str, Flags]:
+        """Return which elements of free vectors are joined with held rows of layers only, bool [n] each."""
+        vectors = {n: p.outs for n, p in self.ports.items() if isinstance(p, Free) and p.outs.ndim == 1}
+        if not vectors:
+            return {}
+        rows = np.zeros((2, self.count), dtype=bool)  # alive, held
+        for name, port in self.ports.items():
+            if port.makes_neurons:
+                rows[held.get(name, np.zeros(len(port.outs), dtype=bool)).astype(int), port.outs] = True
+        joined = np.zeros_like(rows)
+        for one, other in (*self.links, *(link[::-1] for link in self.links)):
+            for kind in (0, 1):
+                joined[kind, one[rows[kind, other]]] = True
+        return {name: joined[1, ids] & ~joined[0, ids] for name, ids in vectors.items()}
 
     def zeros(self, held: Mapping[str, Flags]) -> Zeros:
         """Follow the zeros that holding `held` (layer -> bool [rows], True = held at zero) leaves behind.

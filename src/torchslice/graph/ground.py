@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..inputs import map_leaves
 from .flow import Channels, Flow, Step
-from .layers import Free, Ids
+from .layers import Free, Ids, Port, Shift
 from .record import Call, Recording, Value
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,7 +33,7 @@ class Ground:
     """
 
     def __init__(self, model: nn.Module, recording: Recording) -> None:
-        self.flow = Flow()
+        self.recording, self.flow = recording, Flow()
         self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters())
         self.channels: dict[Value, Channels] = {}
@@ -48,7 +48,7 @@ class Ground:
     def _shared_parameters(self, model: nn.Module) -> None:
         owners: dict[int, list[tuple[str, str]]] = {}
         for name, module in model.named_modules():
-            for key, parameter in module._parameters.items():
+            for key, parameter in (*module._parameters.items(), *module._buffers.items()):
                 if parameter is not None:
                     owners.setdefault(id(parameter), []).append((name, key))
         for places in owners.values():
@@ -70,12 +70,17 @@ class Ground:
         """Return the channels of a value; every element of a free parameter is one."""
         if not isinstance(value, Value):
             return None
-        name = value.parameter
-        if value not in self.channels and name in self.parameters and name not in self.shared:
+        return self._free(value) if value.parameter in self.parameters else self.channels.get(value)
+
+    def _free(self, value: Value) -> Channels | None:
+        """Return the channels of a parameter or buffer; every element of one that belongs to no layer is one."""
+        name = value.parameter or ""
+        if value not in self.channels and name not in self.shared:
             layer = isinstance(self.modules[name.rpartition(".")[0]], LAYERS)
             if not layer and np.prod(value.shape) > 1 and not (name.endswith("weight") and len(value.shape) > 1):
-                self.flow.ports[name] = Free(self.flow.new(*value.shape))
+                self.flow.ports[name] = Free(self.flow.new(*value.shape), taken=True)
                 self.channels[value] = Channels(self.flow.ports[name].outs)
+                self.flow.steps.append(Step("make", (), self.channels[value], name))
         return self.channels.get(value)
 
     def _fresh(self, n: int, reason: str) -> Ids:
@@ -87,6 +92,29 @@ class Ground:
         out = Channels(ids)
         self.flow.steps.append(Step(rule, tuple(inputs), out, where=self._where(call), **more))
         return out
+
+    def _port(self, layer: str, kind: type[Port], outs: Ids | None, ins: Ids | None = None, width: int = 0) -> Port:
+        """Return the port of a layer; a layer that is used again ties its channels to those of its first use."""
+        port = self.flow.ports.get(layer)
+        if port is None:
+            port = kind(self.flow.new(width) if outs is None else outs, ins)
+            port.taken = layer in self.recording.taken
+            self.flow.ports[layer] = port
+        else:
+            if outs is not None:
+                self.flow.link(port.outs, outs)
+            if ins is not None and port.ins is not None:
+                self.flow.link(port.ins, ins)
+        return port
+
+    def _shifted(self, call: Call, source: Channels, out: Value) -> Channels:
+        """State that all channels of a tensor get the same constant; where a module ends so, its output can be held."""
+        layer = call.module
+        ends = out in self.recording.module_outputs.get(layer, []) and not isinstance(self.modules[layer], LAYERS)
+        if not layer or not ends or len(source.axes) != 1:
+            return self._step(call, "lose", [source], source.ids)
+        self._port(layer, Shift, source.ids.ravel()).axis = source.axes[0]
+        return self._step(call, "hold", [source], source.ids, layer=layer)
 
     def _rearranged(self, call: Call, value: Value, out: Value, function: Callable[[Ids], Ids]) -> None:
         """State that a tensor is another one whose channels a function of arrays moves about."""

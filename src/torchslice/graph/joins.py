@@ -54,9 +54,12 @@ class Joins(Moves):
         first = min(known.values(), key=lambda channels: channels.ids.size)
         for channels in known.values():
             self.flow.link(first.ids, channels.ids)
-        if rule == "all" and len(known) < len(values):
-            rule = "lose"
-        self.channels[out] = self._step(call, rule, list(known.values()), first.ids)
+        rest = [value for value in values if value not in known]
+        if rule == "all" and len(known) == 1 and rest and not any(value.dynamic for value in rest):
+            self.channels[out] = self._shifted(call, first, out)
+        else:
+            rule = "lose" if rule == "all" and rest else rule
+            self.channels[out] = self._step(call, rule, list(known.values()), first.ids)
         return self.channels[out]
 
     def _binary(self, call: Call) -> None:
@@ -73,7 +76,9 @@ class Joins(Moves):
             self.doubtful.append(call)
         if source is not None:
             stays = call.name in MULTIPLICATIVE or call.name in DIVISION or scalar == 0
-            self.channels[out] = self._step(call, "keep" if stays else "lose", [source], source.ids)
+            self.channels[out] = (
+                self._step(call, "keep", [source], source.ids) if stays else self._shifted(call, source, out)
+            )
 
     def _addcmul(self, call: Call) -> None:
         x, one, other = (arg(call, place, name) for place, name in enumerate(("input", "tensor1", "tensor2")))
@@ -104,6 +109,10 @@ class Joins(Moves):
         parts = [self._known(value) for value in values]
         if all(part is None for part in parts):
             return
+        parts = [
+            self._free(value) if part is None and value.parameter and rank == 1 else part
+            for value, part in zip(values, parts, strict=True)
+        ]
         if not any(part is not None and along in part.axes for part in parts):
             self._join(call, values, "all", out)
             return

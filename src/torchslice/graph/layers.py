@@ -29,6 +29,7 @@ class Port:
         groups: of channels that are kept apart.
         kernel: weights per pair of an output and an input channel.
         positions: places per sample at which the layer is applied, over all its calls.
+        taken: whether code outside of the layer's module takes its tensors, so that hooks on the module do not see all.
     """
 
     outs: Ids
@@ -36,8 +37,9 @@ class Port:
     groups: int = 1
     kernel: int = 1
     positions: int = 0
+    taken: bool = False
     makes_neurons: ClassVar[bool] = False  # whether its rows are neurons; else they follow those of other layers
-    axis: ClassVar[int] = 1  # of its output that counts rows
+    axis = 1  # of its output that counts rows
 
     def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
         """Return the attributes that tell a module of this kind how many rows, columns and groups it has."""
@@ -176,13 +178,25 @@ class GroupNorm(Norm):
 
 
 class Free(Port):
-    """A parameter that is joined with activations, such as a table of biases; `outs` has its shape."""
+    """A parameter or buffer that is joined with activations, such as a table of biases; `outs` has its shape."""
 
     def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
         return {}
 
     def cut(self, tensors: Mapping[str, Tensor | None], outs: Flags, ins: Flags | None) -> dict[str, Tensor]:
         return {key: along(tensor, outs) for key, tensor in tensors.items() if tensor is not None}
+
+    def zero(self, tensors: Mapping[str, Tensor | None], rows: Tensor) -> None:
+        for tensor in tensors.values():
+            if tensor is not None:
+                tensor[rows.to(tensor.device)] = 0
+
+
+class Shift(Port):
+    """A module that adds a constant to all channels at its end; it can be zero only where a channel leaves."""
+
+    def sizes(self, outs: int, ins: int, groups: int) -> dict[str, int]:
+        return {}
 
 
 class PReLU(Port):

@@ -152,7 +152,8 @@ class Neurons:
 
         Held as well are rows that follow these neurons, such as the queries of a head whose values are zero.
         """
-        found = self.flow.zeros({name: self.by_row(name, flags) for name, flags in held.items()})
+        rows = {name: self.by_row(name, flags) for name, flags in held.items()}
+        found = self.flow.zeros(rows | self.flow.free(rows))
         needed = np.zeros(int(self.wires.max(initial=0)) + 1, dtype=bool)
         needed[self.wires[found.needed]] = True
         for name in (*self.layers, *self.followers):
@@ -162,6 +163,7 @@ class Neurons:
                 idle = follow & ~needed[self.wires[port.outs]]
                 if idle.any():
                     found.held[name] = found.held.get(name, np.zeros_like(idle)) | idle
+        found.held.update(self.flow.free(found.held))
         return found
 
     def by_row(self, layer: str, values: Any, other: Any = False) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..slices import Slice
-from .layers import Flags, Free, Grouped, Ids, Port, staying
+from .layers import Flags, Free, Grouped, Ids, Port, Shift, staying
 from .neurons import Neurons, check_neurons
 from .views import HOOKS, copy_of
 
@@ -74,17 +74,23 @@ def plan(neurons: Neurons, slice_: Slice, classes: Sequence[int] | None = None) 
     check_neurons(neurons)
     neurons.check(slice_)
     flow, wires = neurons.flow, neurons.wires
-    zeros = neurons.zeros({name: ~mask.numpy() for name, mask in slice_.masks.items()})
+    gone = {name: ~mask.numpy() for name, mask in slice_.masks.items()}
+    shifts = {name: wires[port.outs] for name, port in flow.ports.items() if isinstance(port, Shift)}
     stays = np.zeros(int(wires.max()) + 1, dtype=bool)
-    stays[wires[zeros.needed]] = True
-    for ids, _ in (*flow.pins, *flow.stays):
-        stays[wires[ids]] = True
-    if classes is not None:
-        head = flow.ports[neurons.head[0]].outs
-        stays[wires[head]] = False
-        stays[wires[head[list(classes)]]] = True
-    while _add_required(stays, neurons):
-        pass
+    while True:
+        zeros = neurons.zeros(gone)
+        stays[wires[zeros.needed]] = True
+        for ids, _ in (*flow.pins, *flow.stays):
+            stays[wires[ids]] = True
+        if classes is not None:
+            head = flow.ports[neurons.head[0]].outs
+            stays[wires[head]] = False
+            stays[wires[head[list(classes)]]] = True
+        while _add_required(stays, neurons):
+            pass
+        if not any((zeros.held[name] & stays[own]).any() for name, own in shifts.items()):
+            break
+        gone |= {name: ~stays[own] for name, own in shifts.items()}
     zero_ins: dict[str, Flags] = {}
     for step in flow.steps:
         if step.rule == "sink":
@@ -173,10 +179,12 @@ def place_of(name: str, port: Port) -> str:
 
 def tensors_of(model: nn.Module, name: str, port: Port) -> dict[str, Tensor | None]:
     """Return the parameters and buffers of a port."""
+    if isinstance(port, Shift):
+        return {}
     module = model.get_submodule(place_of(name, port))
     if isinstance(port, Free):
         key = name.rpartition(".")[2]
-        return {key: getattr(module, key)}
+        return {key: module._parameters.get(key, module._buffers.get(key))}
     return {**module._parameters, **module._buffers}
 
 
@@ -184,8 +192,8 @@ def zero_out(model: nn.Module, what: Plan) -> None:
     """Set what the plan holds at zero to zero for good, in place, and leave every layer as wide as it is."""
     with torch.no_grad():
         for name, held in what.held.items():
-            module = model.get_submodule(name)
-            what.layers[name].port.zero({**module._parameters, **module._buffers}, torch.from_numpy(held))
+            port = what.layers[name].port
+            port.zero(tensors_of(model, name, port), torch.from_numpy(held))
 
 
 def resize(view: nn.Module, what: Plan) -> nn.Module:

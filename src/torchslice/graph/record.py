@@ -30,7 +30,7 @@ from ..inputs import (
     map_tensors,
     tensors,
 )
-from .functions import CASTS, LEAVES_TORCH, SLOW_WITHOUT_VALUES
+from .functions import CASTS, CONVOLUTIONS, LEAVES_TORCH, SLOW_WITHOUT_VALUES
 from .views import view_of
 
 
@@ -77,7 +77,7 @@ class Call:
     inputs: tuple[Value, ...]  # the Values among args and kwargs
     outputs: tuple[Value, ...]
     overwritten: tuple[Value, ...]  # the inputs that were changed in place
-    module: str  # innermost module that was running
+    module: str  # innermost module that was running, or the layer whose weight it took
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Recording:
     calls: list[Call] = field(default_factory=list)
     output: Value | None = None
     module_outputs: dict[str, list[Value]] = field(default_factory=dict)  # what each module returned, call by call
+    taken: set[str] = field(default_factory=set)  # layers whose weights other modules took and ran by themselves
     reads: list[Any] = field(default_factory=list)  # all values that were read into Python
     assumptions: list[Assumption] = field(default_factory=list)  # those that depend on the input
     dry: bool = False  # whether it was a run without values
@@ -126,6 +127,10 @@ class _Recorder(TorchFunctionMode):
         self.replay = None if replay is None else iter(replay)
         self.stack: list[str] = [""]
         self.names = {id(module): name for name, module in model.named_modules()}
+        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        layers = {name: module.weight for name, module in model.named_modules() if isinstance(module, kinds)}
+        # Tensors of the model itself may have been taken by code that will not know a smaller copy.
+        self.layers = {name for name, weight in layers.items() if isinstance(weight, Tensor) and weight.is_meta}
         self.known = WeakTensorKeyDictionary()  # tensor -> (its version, Value)
         for path, module in model.named_modules():
             tensors = {**vars(module), **module._parameters, **module._buffers}  # plain attributes are constants
@@ -196,9 +201,19 @@ class _Recorder(TorchFunctionMode):
             made = [args[0]]  # x[...] = y changes x
         overwritten = tuple(value for tensor, version, value in read if tensor._version != version)
         outputs = tuple(self.learn(tensor, Value(tuple(tensor.shape), dynamic, None, learned)) for tensor in made)
-        call = Call(name, func, plain_args, plain_kwargs, tuple(inputs), outputs, overwritten, self.stack[-1])
+        module = self.layer_of(name, inputs)
+        call = Call(name, func, plain_args, plain_kwargs, tuple(inputs), outputs, overwritten, module)
         self.recording.calls.append(call)
         return result
+
+    def layer_of(self, name: str, inputs: Sequence[Value]) -> str:
+        """Return the module that runs, or the layer of which it took the weight to run it by itself."""
+        running = self.stack[-1]
+        taken = [(value.parameter or "").removesuffix(".weight") for value in inputs[1:2]]
+        if (name == "linear" or name in CONVOLUTIONS) and taken[0] != running and taken[0] in self.layers:
+            self.recording.taken.add(taken[0])
+            return taken[0]
+        return running
 
     def ran(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what a function returns; where there are no values, that may be known without running it."""

@@ -161,8 +161,13 @@ class Rules(Joins):
         module = self._module(call, (nn.Linear,), weight)
         if not isinstance(module, nn.Linear):
             return self._unknown(call, self.elsewhere.get(call.module, "not a plain linear layer"))
-        port = self._layer(call, Linear, x, -1, module.out_features)
-        port.positions += int(np.prod(call.outputs[0].shape[1:-1]))
+        port, out = self._layer(call, Linear, x, -1, module.out_features), call.outputs[0]
+        port.positions += int(np.prod(out.shape[1:-1]))
+        bias = arg(call, 2, "bias")
+        if isinstance(bias, Value) and bias.parameter not in (f"{call.module}.bias", "bias"):
+            product = Value(out.shape, True)
+            self.channels[product] = self.channels[out]
+            self._join(call, (product, bias), "all", out)
 
     def _product(self, call: Call) -> None:
         a, b = arg(call, 0, "input"), arg(call, 1, "other", arg(call, 1, "mat2"))
@@ -223,18 +228,3 @@ class Rules(Joins):
                 return self._unknown(call, "not a plain PReLU layer")
             self._port(call.module, PReLU, source.ids.ravel())
         self._elementwise(call)
-
-    def _port(
-        self, layer: str, kind: type[Port], outs: np.ndarray | None, ins: np.ndarray | None = None, width: int = 0
-    ) -> Port:
-        """Return the port of a layer; a layer that is used again ties its channels to those of its first use."""
-        port = self.flow.ports.get(layer)
-        if port is None:
-            port = kind(self.flow.new(width) if outs is None else outs, ins)
-            self.flow.ports[layer] = port
-        else:
-            if outs is not None:
-                self.flow.link(port.outs, outs)
-            if ins is not None and port.ins is not None:
-                self.flow.link(port.ins, ins)
-        return port

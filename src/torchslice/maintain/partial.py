@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..errors import TorchsliceError
 from ..graph.neurons import Neurons, check_neurons
+from ..graph.plan import place_of, tensors_of
 from ..graph.views import copy_of
 from ..slices import Slice
 from .rows import RowGradients, Rows
@@ -92,12 +93,13 @@ class Partial(Computed):
         self.network.requires_grad_(False)
         self.rows = nn.ModuleList()  # type: ignore[assignment]
         for layer, rows in where.items():
-            module = self.network.get_submodule(layer)
-            tensors: dict[str, Tensor] = dict(module.named_parameters(layer, recurse=False))
+            port = neurons.flow.ports[layer]
+            own, place = {id(t) for t in tensors_of(self.network, layer, port).values()}, place_of(layer, port)
+            module = self.network.get_submodule(place)
+            tensors: dict[str, Tensor] = {n: p for n, p in module.named_parameters(place, False) if id(p) in own}
             if batch_statistics and isinstance(module, _BatchNorm) and module.affine and module.momentum:
                 tensors |= {name: tensor for name, tensor in module.named_buffers(layer, False) if tensor.dim()}
-            axis = neurons.flow.ports[layer].row_axis
-            self.rows.extend(Rows(name, t, rows, axis(name.rpartition(".")[2])) for name, t in tensors.items())
+            self.rows.extend(Rows(n, t, rows, port.row_axis(n.rpartition(".")[2])) for n, t in tensors.items())
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise TorchsliceError(
                 "nothing would move: the slice has no neuron with parameters of its own, and no class is named. "

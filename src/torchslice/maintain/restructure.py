@@ -260,8 +260,8 @@ def weights_of(network: nn.Module, neurons: Neurons) -> dict[str, Tensor]:
     owners = Counter(id(p) for module in network.modules() for p in module._parameters.values() if p is not None)
     found = {}
     for name, port in neurons.flow.ports.items():
-        weight = network.get_submodule(name)._parameters.get("weight")
-        if port.ins is not None and weight is not None and owners[id(weight)] == 1:
+        weight = None if port.ins is None else network.get_submodule(name)._parameters.get("weight")
+        if weight is not None and owners[id(weight)] == 1:
             found[name] = weight.detach()
     return found
 

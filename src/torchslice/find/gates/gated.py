@@ -164,8 +164,10 @@ def attach(neurons: Neurons, *, layers: Sequence[str] | None = None, seed: int =
     torch.Size([2, 8])
     """
     check_neurons(neurons)
+    ports = neurons.flow.ports
     convolutions = [name for name, layer in neurons.layers.items() if layer.kind == "conv"]
-    default = convolutions[1:] or [name for name in neurons.layers if name not in convolutions]
+    others = [name for name in neurons.layers if name not in convolutions and not ports[name].taken]
+    default = convolutions[1:] or others
     chosen = default if layers is None else list(dict.fromkeys(layers))
     if not chosen:
         raise TorchsliceError("no layer to gate: name at least one, or give a model with a second convolution to cut.")
@@ -178,8 +180,12 @@ def attach(neurons: Neurons, *, layers: Sequence[str] | None = None, seed: int =
             )
         if name not in neurons.layers:
             raise unknown("layer", name, neurons.layers)
+        if ports[name].taken:
+            raise TorchsliceError(
+                f"layer {name!r} cannot be gated: another module takes its weight and does not call it. Choose others."
+            )
         layer, module = neurons.layers[name], neurons.model.get_submodule(name)
-        ins: Any = neurons.flow.ports[name].ins
+        ins: Any = ports[name].ins
         gates[name] = Gate(len(ins), layer.count, axis=layer.axis, generator=generator)
         gates[name].to(next(module.parameters()).device).train(neurons.model.training)
     return GatedModel(neurons, gates)
