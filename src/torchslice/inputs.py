@@ -9,6 +9,7 @@ Shapes: B batch, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -191,4 +192,4 @@ def run(model: Callable[..., Any], inputs: Inputs, output: Output = None) -> Ten
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter or buffer; the CPU for a model that has none."""
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))

@@ -150,12 +150,12 @@ def _analyse(rules: Rules, recording: Recording, fixed: list[tuple[Any, str]]) -
             stays=next((stays[wire] for wire in own.tolist() if wire in stays), ""),
         )
     pinned = {}
+    free = {id(rules.parameters[name]) for name in flow.ports if name in rules.parameters}
     for name, module in rules.modules.items():
         if isinstance(module, nn.utils.parametrize.ParametrizationList):
             continue
-        weights = [p for p in module._parameters.values() if p is not None and p.dim() >= 2]
+        weights = [p for p in module._parameters.values() if p is not None and p.dim() >= 2 and id(p) not in free]
         computed = nn.utils.parametrize.is_parametrized(module)
-        weights = [p for p in weights if not any(p is rules.parameters[n] for n in flow.ports if n in rules.parameters)]
         if (weights or computed) and name not in found and name not in follow:
             unused = "not used in the forward pass" if name not in flow.ports else "reads channels that cannot be cut"
             pinned[name] = reasons.get(name) or rules.elsewhere.get(name) or unused

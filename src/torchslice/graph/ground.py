@@ -43,11 +43,11 @@ class Ground:
         self.heads: list[Ids] = []
         self.shared: set[str] = set()  # names of parameters that several modules have
         self.batch = 1 if recording.output is None else recording.output.shape[0]
-        self._shared_parameters(model)
+        self._shared_parameters()
 
-    def _shared_parameters(self, model: nn.Module) -> None:
+    def _shared_parameters(self) -> None:
         owners: dict[int, list[tuple[str, str]]] = {}
-        for name, module in model.named_modules():
+        for name, module in self.modules.items():
             for key, parameter in (*module._parameters.items(), *module._buffers.items()):
                 if parameter is not None:
                     owners.setdefault(id(parameter), []).append((name, key))

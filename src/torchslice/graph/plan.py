@@ -166,9 +166,10 @@ def build(model: nn.Module, what: Plan) -> nn.Module:
                 memo[id(old)] = nn.Parameter(tensor, requires_grad=old.requires_grad) if is_parameter else tensor
     small = copy_of(model, memo)
     for module in small.modules():
-        if not any(isinstance(value, Tensor) for value in vars(module).values()):  # which hooks of pruning compute
-            for name in HOOKS:
-                vars(module)[name].clear()
+        hooks = [vars(module)[name] for name in HOOKS if vars(module)[name]]
+        if hooks and not any(isinstance(value, Tensor) for value in vars(module).values()):  # which pruning computes
+            for of_kind in hooks:
+                of_kind.clear()
     return resize(small, what)
 
 

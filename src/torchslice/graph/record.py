@@ -8,7 +8,7 @@ the name of the layer.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,18 +121,18 @@ def reads_a_value(function: Callable[..., Any], name: str) -> bool:
 class _Recorder(TorchFunctionMode):
     """Writes down what a model does; with `replay`, values are not read from tensors but taken from an earlier run."""
 
-    def __init__(self, model: nn.Module, replay: Sequence[Any] | None = None) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], replay: Sequence[Any] | None = None) -> None:
         super().__init__()
         self.recording = Recording()
         self.replay = None if replay is None else iter(replay)
         self.stack: list[str] = [""]
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.names = {id(module): name for name, module in modules.items()}
         kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        layers = {name: module.weight for name, module in model.named_modules() if isinstance(module, kinds)}
+        layers = {name: module.weight for name, module in modules.items() if isinstance(module, kinds)}
         # Tensors of the model itself may have been taken by code that will not know a smaller copy.
         self.layers = {name for name, weight in layers.items() if isinstance(weight, Tensor) and weight.is_meta}
         self.known = WeakTensorKeyDictionary()  # tensor -> (its version, Value)
-        for path, module in model.named_modules():
+        for path, module in modules.items():
             tensors = {**vars(module), **module._parameters, **module._buffers}  # plain attributes are constants
             for key, tensor in tensors.items():
                 if isinstance(tensor, Tensor) and tensor not in self.known:
@@ -218,6 +218,9 @@ class _Recorder(TorchFunctionMode):
     def ran(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what a function returns; where there are no values, that may be known without running it."""
         x = args[0] if args else kwargs.get("input")
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        if name == "linear" and x.is_meta and x.shape[-1:] == weight.shape[1:] and x.dtype == weight.dtype:
+            return x.new_empty(*x.shape[:-1], len(weight))
         if name not in SLOW_WITHOUT_VALUES or not isinstance(x, Tensor) or not x.is_meta:
             return func(*args, **kwargs)
         return x.zero_() if kwargs.get("inplace") or func.__name__.endswith("_") else torch.empty_like(x)
@@ -234,15 +237,15 @@ class _Recorder(TorchFunctionMode):
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Put models in eval mode without gradients, and every module back into its own mode afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
+    training = [module for model in models for module in model.modules() if module.training]
     try:
-        for model in models:
+        for model in models if training else ():
             model.eval()
         with torch.no_grad():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def check_model(model: nn.Module) -> None:
@@ -262,9 +265,11 @@ def check_model(model: nn.Module) -> None:
         raise TorchsliceError(
             "the model is a ScriptModule, which cannot be cut into plain layers; pass the nn.Module it was made from."
         )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if nn.parameter.is_lazy(tensor):
-            raise TorchsliceError(f"{name!r} has no shape yet (a lazy layer); run the model once on real data first.")
+    for name, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if nn.parameter.is_lazy(tensor):
+                where = f"{name}.{key}" if name else key
+                raise TorchsliceError(f"{where!r} has no shape yet (a lazy layer); run the model on real data first.")
 
 
 def record(model: nn.Module, example: Inputs, output: Output = None) -> Recording:
@@ -305,13 +310,14 @@ def dry_run(
 
 def run_recorded(view: nn.Module, example: Inputs, output: Output, *, replay: Sequence[Any] | None = None) -> Recording:
     """Run a view of a model, which may be changed, and return what it did, up to a failure."""
-    for name, module in view.named_modules():
+    modules = dict(view.named_modules())
+    for name, module in modules.items():
         vars(module).update(sizes_of(module, name))
-    recorder = _Recorder(view, replay)
+    recorder = _Recorder(modules, replay)
     found = recorder.recording
     for tensor in tensors(example):
         recorder.learn(tensor, Value(tuple(tensor.shape), True))
-    for module in view.modules():
+    for module in modules.values():
         module.register_forward_pre_hook(recorder.entered, prepend=True)
         module.register_forward_hook(recorder.left)
     try:

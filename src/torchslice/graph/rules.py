@@ -57,10 +57,11 @@ class Rules(Joins):
     def _note_parameters(self, call: Call) -> None:
         """A layer's parameters may be cut only if nothing but the layer's own call reads them."""
         for value in call.inputs:
-            if value.parameter and not (call.name in OWN and value.parameter.rpartition(".")[0] == call.module):
-                self.elsewhere.setdefault(
-                    value.parameter.rpartition(".")[0], f"its parameters are read by {self._where(call)}"
-                )
+            owner = (value.parameter or "").rpartition(".")[0]
+            if value.parameter and not (call.name in OWN and owner == call.module):
+                own = owner == call.module and isinstance(self.modules[owner], CONVS)
+                what = "its weight is computed by" if own else "its parameters are read by"
+                self.elsewhere.setdefault(owner, f"{what} {self._where(call)}")
 
     def _table(self) -> dict[str, Callable[[Call], None]]:
         rules: dict[str, Callable[[Call], None]] = {

@@ -6,15 +6,17 @@ Hooks and modes set on a view never touch the model, which other threads may be 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import TorchsliceError, first_line
 
 PLAIN = (type(None), bool, int, float, str)
+OWN = vars(nn.Module()).keys()  # what every module has
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of what a module computes
 
 
@@ -23,22 +25,27 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
 
     Raises TorchsliceError for models that hold what cannot be copied.
     """
+    modules = list(model.modules())
     computed = {  # by hooks, such as those of weight_norm, which compute them again
         id(tensor): tensor.detach().clone()
-        for module in model.modules()
+        for module in modules
         for tensor in vars(module).values()
         if isinstance(tensor, Tensor) and not tensor.is_leaf and id(tensor) not in replaced
     }
-    memo: dict[int, Any] = {**computed, **replaced}
-    modules = list(model.modules())
+    buffers = [tensor for module in modules for tensor in module._buffers.values() if id(tensor) not in replaced]
+    memo: dict[int, Any] = {**_cloned(buffers), **computed, **replaced}
     try:
-        if any(hasattr(type(m), "__deepcopy__") or type(m).__getstate__ is not nn.Module.__getstate__ for m in modules):
+        kinds = {type(module) for module in modules}
+        if any(hasattr(kind, "__deepcopy__") or kind.__getstate__ is not nn.Module.__getstate__ for kind in kinds):
             return copy.deepcopy(model, memo)  # they say themselves how they are copied
         for module in modules:
             memo[id(module)] = module.__class__.__new__(module.__class__)
         for module in modules:
             for key, value in vars(module).items():
-                memo[id(module)].__dict__[key] = value if type(value) in PLAIN else _copied(value, memo)
+                alone = key in OWN and not value  # most of what there is: hooks that nobody set
+                memo[id(module)].__dict__[key] = (
+                    value if type(value) in PLAIN else type(value)() if alone else _copied(value, memo)
+                )
         return memo[id(model)]
     except (TypeError, RuntimeError) as error:
         raise TorchsliceError(
@@ -46,9 +53,22 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
         ) from error
 
 
+def _cloned(buffers: Sequence[Any]) -> dict[int, Tensor]:
+    """Copy plain tensors that have their memory for themselves as `deepcopy` does, in a hundredth of its time."""
+    plain = [t for t in buffers if type(t) is Tensor and t.layout == torch.strided and not t.requires_grad]
+    places = Counter(tensor.data_ptr() for tensor in plain)
+    return {
+        id(t): t.clone()
+        for t in plain
+        if t.is_meta or (places[t.data_ptr()] == 1 and t.untyped_storage().nbytes() == t.nbytes)
+    }
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Copy an attribute as `deepcopy` does, which takes long for the empty dictionaries of hooks of every module."""
-    if type(value) in (dict, OrderedDict) and (not value or all(id(item) in memo for item in value.values())):
+    """Copy an attribute as `deepcopy` does, which takes long."""
+    if type(value) is tuple and all(type(item) in PLAIN for item in value):
+        return value
+    if type(value) in (dict, OrderedDict) and all(id(item) in memo for item in value.values()):
         copied = memo[id(value)] = type(value)()
         copied.update({key: memo[id(item)] for key, item in value.items()})
         return copied
