@@ -21,6 +21,7 @@ NAMES = (
     "slicing",
     "semantic",
     "readings",
+    "tied",
     "speed",
     "restructure",
     "readapt",

@@ -28,7 +28,11 @@ from benchmarks import (
     slicing,
     speed,
     text,
+<<<<<<< HEAD
     upkeep,
+=======
+    tied,
+>>>>>>> 18973d0 (Tied neurons measured at equal multiply-accumulates; what is cut with zero rows, and why, in the docs)
     vit,
 )
 from benchmarks import (
@@ -99,6 +103,15 @@ def test_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["what"] for row in run["training"]} == names
     assert all(f"| {arm}" in page for arm in reuse.ARMS) and "(reuse-smoke.png)" in page and "| 2 pairs |" in page
     assert "A tuned slice of convnet on digits keeps" in page
+
+
+def test_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), page = smoke(tied.BENCHMARK, monkeypatch)
+    rows = {row["arm"]: row for row in run["rows"]}
+    assert list(rows) == list(tied.ARMS) and all(0.4 < row["macs"] <= row["most"] == 0.5 for row in rows.values())
+    for metric in ("random", "taylor"):  # what is tied has more neurons for the same
+        assert rows[f"{metric}, tied"]["neurons"] > rows[f"{metric}, untied"]["neurons"]
+    assert all(f"| 50% of the MACs, {arm} | {100 * row['accuracy']:.1f} |" in page for arm, row in rows.items())
 
 
 FREE = ("MwT, folded", "MODA", "MODA's rule")  # arms whose size no budget decides

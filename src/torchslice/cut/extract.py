@@ -65,7 +65,7 @@ def held_view(neurons: Neurons, held: Mapping[str, Flags]) -> nn.Module:
     for name, flags in held.items():
         port = neurons.flow.ports[name]
         after = neurons.layers[name].mask_after if name in neurons.layers else name
-        if after != name and np.array_equal(held.get(after), flags):
+        if after != name and after in held and np.array_equal(held[after], flags):
             continue  # the norm that reads nothing else makes up for it
         if port.taken:
             view.register_forward_pre_hook(partial(_hide, name, port, torch.as_tensor(flags)))

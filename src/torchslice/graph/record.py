@@ -217,8 +217,8 @@ class _Recorder(TorchFunctionMode):
 
     def ran(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what a function returns; where there are no values, that may be known without running it."""
-        x = args[0] if args else kwargs.get("input")
-        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        x: Any = args[0] if args else kwargs.get("input")
+        weight: Any = args[1] if len(args) > 1 else kwargs.get("weight")
         if name == "linear" and x.is_meta and x.shape[-1:] == weight.shape[1:] and x.dtype == weight.dtype:
             return x.new_empty(*x.shape[:-1], len(weight))
         if name not in SLOW_WITHOUT_VALUES or not isinstance(x, Tensor) or not x.is_meta:
@@ -312,7 +312,7 @@ def run_recorded(view: nn.Module, example: Inputs, output: Output, *, replay: Se
     """Run a view of a model, which may be changed, and return what it did, up to a failure."""
     modules = dict(view.named_modules())
     for name, module in modules.items():
-        vars(module).update(sizes_of(module, name))
+        module.__dict__.update(sizes_of(module, name))
     recorder = _Recorder(modules, replay)
     found = recorder.recording
     for tensor in tensors(example):
