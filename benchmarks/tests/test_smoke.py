@@ -28,11 +28,8 @@ from benchmarks import (
     slicing,
     speed,
     text,
-<<<<<<< HEAD
-    upkeep,
-=======
     tied,
->>>>>>> 18973d0 (Tied neurons measured at equal multiply-accumulates; what is cut with zero rows, and why, in the docs)
+    upkeep,
     vit,
 )
 from benchmarks import (
