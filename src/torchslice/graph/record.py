@@ -237,15 +237,16 @@ class _Recorder(TorchFunctionMode):
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Put models in eval mode without gradients, and every module back into its own mode afterwards."""
-    training = [module for model in models for module in model.modules() if module.training]
+    modes = [(module, module.training) for model in models for module in model.modules()]
     try:
-        for model in models if training else ():
+        for model in models if any(mode for _, mode in modes) else ():
             model.eval()
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
+        for module, mode in modes:
+            if module.training != mode:
+                module.training = mode
 
 
 def check_model(model: nn.Module) -> None:
