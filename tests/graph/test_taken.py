@@ -169,3 +169,27 @@ def test_networks_of_libraries(name: str, options: dict, layer: str, count: int)
         slice_, other = neurons.random(0.5, tied=tied), unseen(x)
         small, held = logits(extract(neurons, slice_), other), logits(masked(neurons, slice_), other)
         assert (small - held).abs().max() <= 1e-12 * held.abs().max() < 1e-3 * (logits(model, other) - held).abs().max()
+
+
+def test_what_a_module_keeps_between_runs_is_dropped() -> None:
+    """As LeViT does: its `train` drops what was computed of parameters."""
+
+    class Keeping(Affine):
+        kept: Tensor | None = None
+
+        def train(self, mode: bool = True) -> Keeping:
+            self.kept = None
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.kept is None or self.kept.device != x.device:
+                self.kept = self.scale.detach().view(-1, 1, 1)
+            return (x * self.kept).relu()
+
+    model = Net(Keeping()).eval()
+    logits(model, IMAGE)
+    neurons = find_neurons(model, IMAGE)
+    slice_ = without(neurons, a=[0, 5])
+    small = extract(neurons, slice_)
+    assert small.a.out_channels == 10
+    assert torch.allclose(logits(small, IMAGE), logits(masked(neurons, slice_), IMAGE), atol=1e-6)

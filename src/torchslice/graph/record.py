@@ -239,8 +239,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     """Put models in eval mode without gradients, and every module back into its own mode afterwards."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
-        for model in models if any(mode for _, mode in modes) else ():
-            model.eval()
+        for model in models:
+            model.eval()  # also where all are: modules may drop here what they kept of other weights
         with torch.no_grad():
             yield
     finally:
