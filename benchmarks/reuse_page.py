@@ -55,6 +55,8 @@ TEXT = (
 def write_page(arms: dict[str, str], result: dict[str, Any], path: Path) -> str:
     """Write the answer, the pictures and the tables of every network."""
     runs = by_network(result["runs"])
+    measured = {row["arm"] for run in result["runs"] for row in run["rows"]}
+    arms = {arm: meaning for arm, meaning in arms.items() if arm in measured}
     panels = {
         f"{name}, {size} classes": panel(own, size, "mac_retention")
         for name, own in runs.items()
