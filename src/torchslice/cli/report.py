@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import TorchsliceError
 from ..find.semantic import METRICS, contributions
 from ..graph.find import find_neurons
 from ..judge import evaluate_stages
@@ -15,6 +14,7 @@ from ..runs.run import Run
 from ..runs.source import Opening
 from ..show import report as make_report
 from ..slices import union
+from ..submodel import labels_of
 from ..training import accuracy
 from . import common
 
@@ -63,10 +63,8 @@ def report(
         opened = opening.open(source, data, seed=seed, device=device)
         neurons, task = opened.neurons(), opened.task
         chosen = [] if classes is None else common.names(classes)
-        if len(chosen) == 1:
-            raise TorchsliceError(f"a sub-model needs at least two classes, got {chosen[0]!r} alone; add one to it.")
         if chosen:
-            task.class_indices(chosen)
+            labels_of(task, chosen)  # says what is wrong with them
             slices = opened.slices(seed=seed)
         common.say(f"contributions of {len(neurons):,} neurons to {len(task.classes)} classes of {task.name}")
         scores = contributions(neurons, task, metric=metric, samples_per_class=samples_per_class, seed=seed)

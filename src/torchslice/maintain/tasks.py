@@ -131,9 +131,10 @@ class Extended(Outcome):
             tasks, log, rule = tuple(map(Learned.from_plain, plain["tasks"])), tuple(plain["log"]), plain["rule"]
             for task in tasks:
                 neurons.check(task.slice_ or neurons.full())
-            figures = all(isinstance(row, dict) and any(value is not None for value in row.values()) for row in log)
-            if not (tasks and rule in RULES and figures):
-                raise KeyError("log" if tasks and rule in RULES else "rule" if tasks else "tasks")
+            if not tasks or rule not in RULES:
+                raise KeyError("tasks" if rule in RULES else "rule")
+            if not all(isinstance(row, dict) and any(value is not None for value in row.values()) for row in log):
+                raise KeyError("log")
         except (KeyError, TypeError, ValueError) as error:
             raise TorchsliceError(f"this is no extension of the network ({error}); extend it again.") from error
         neurons = replace(neurons, classes=tuple(name for task in tasks for name in task.classes))
