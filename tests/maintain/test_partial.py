@@ -64,9 +64,10 @@ def test_only_the_named_neurons_move_and_the_others_compute_the_same_bits(name: 
     assert_equal(state(model), before)
     rows, after = moving_rows(neurons, slice_, [1, 3]), merged.state_dict()
     assert list(after) == list(before)
+    frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
     for key, tensor in after.items():
         where = rows.get(key.rpartition(".")[0])
-        if where is None or tensor.dim() == 0 or ("running" in key and not batch_statistics):
+        if where is None or key in frozen or tensor.dim() == 0 or ("running" in key and not batch_statistics):
             assert torch.equal(tensor, before[key]), key
         else:
             layer, _, own = key.rpartition(".")
@@ -259,7 +260,8 @@ def test_a_copy_that_is_plain_and_whole() -> None:
     merged = copy.deepcopy(partial).merged()
     assert merged.note == "kept" and not merged.conv1.weight.requires_grad and merged.conv2.weight.requires_grad
     assert_equal(state(merged), state(model))
-    moving = 4 * (9 + 3) + 3 * (8 * 9 + 3)
+    moving = 4 * 3 + 3 * (8 * 9 + 3)  # the weights of conv1 are frozen
+    assert not {rows.name for rows in partial.rows} & {"conv1.weight"}
     assert partial.param_fraction == moving / sum(p.numel() for p in model.parameters())
     partial.train()
     assert partial.network.drop.training and not partial.network.norm1.training
@@ -300,8 +302,10 @@ def test_parameters_that_are_shared_stay_shared() -> None:
 def test_wrong_use() -> None:
     model = Tiny()
     neurons = find_neurons(model, EXAMPLE)
-    with pytest.raises(TorchsliceError, match="nothing would move: the slice has no neuron with parameters of its own"):
+    with pytest.raises(TorchsliceError, match=r"nothing would move: no neuron of the slice has parameters .* \(requires_grad"):
         Partial(neurons, neurons.none())
+    with pytest.raises(TorchsliceError, match="nothing would move"):
+        Partial(find_neurons(Tiny().requires_grad_(False), EXAMPLE), neurons.full(), classes=[0])
     with pytest.raises(TorchsliceError, match=r"indices in 0..2; got \[3\]"):
         Partial(neurons, neurons.full(), classes=[3])
     with pytest.raises(TorchsliceError, match="slices of different models: layer 'conv1' has 4 neurons in one and 8"):

@@ -136,7 +136,7 @@ LABELS = torch.arange(8) % 3
     ("critical", "samples", "options", "message"),
     [
         (SLICE | ~SLICE, DIMMED, {}, "covers every neuron, so nothing would be spared; choose a smaller one, or use"),
-        (SLICE - SLICE, DIMMED, {}, "nothing would move: the slice has no neuron"),
+        (SLICE - SLICE, DIMMED, {}, "nothing would move: no neuron of the slice"),
         (Slice({"conv1": torch.arange(8) < 5}), DIMMED, {}, "slices of different models: layer 'conv2'"),
         (SLICE, Images(IMAGES, torch.arange(8) % 4), {}, r"has label 3, and stripes has 3 classes \(labels 0 to 2\)"),
         (SLICE, Images(IMAGES[:, :, :6], LABELS), {}, "takes images of 1x8x8, and these are 1x6x8"),

@@ -68,7 +68,8 @@ class Partial(Computed):
     Its only parameters that are trained are the rows that move, see `moving_rows`. So momentum, weight decay,
     schedules, autocast and checkpoints cannot touch a frozen value, and the model held to the neurons outside the slice
     computes the same bits after training as before. It trains with `fit`, `finetune` or any loop, under
-    DistributedDataParallel too. Norms use their stored statistics, in training too.
+    DistributedDataParallel too. Norms use their stored statistics, in training too. What the model holds frozen
+    (`requires_grad=False`) stays so.
 
     Args:
         slice_: the neurons that move; it may be empty in some layers.
@@ -90,11 +91,12 @@ class Partial(Computed):
     ) -> None:
         where = moving_rows(neurons, slice_, classes)
         super().__init__(neurons.model)
+        trained = {id(parameter) for parameter in self.network.parameters() if parameter.requires_grad}
         self.network.requires_grad_(False)
         self.rows = nn.ModuleList()  # type: ignore[assignment]
         for layer, rows in where.items():
             port = neurons.flow.ports[layer]
-            own, place = {id(t) for t in tensors_of(self.network, layer, port).values()}, place_of(layer, port)
+            own, place = {id(t) for t in tensors_of(self.network, layer, port).values()} & trained, place_of(layer, port)
             module = self.network.get_submodule(place)
             tensors: dict[str, Tensor] = {n: p for n, p in module.named_parameters(place, False) if id(p) in own}
             if batch_statistics and isinstance(module, _BatchNorm) and module.affine and module.momentum:
@@ -102,8 +104,8 @@ class Partial(Computed):
             self.rows.extend(Rows(n, t, rows, port.row_axis(n.rpartition(".")[2])) for n, t in tensors.items())
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise TorchsliceError(
-                "nothing would move: the slice has no neuron with parameters of its own, and no class is named. "
-                "Give a slice with more neurons, or classes=."
+                "nothing would move: no neuron of the slice has parameters of its own that may be trained "
+                "(requires_grad), and no class is named. Give a slice with more neurons, or classes=."
             )
         self.train(neurons.model.training)
 
