@@ -25,6 +25,7 @@ from torchslice.find.semantic import Contributions, ReachTheta, groups, similari
 from torchslice.graph.neurons import Neurons
 from torchslice.inputs import device_of
 from torchslice.maintain import Computed, Partial, adapt, top_by_score_per_parameter
+from torchslice.maintain.partial import moving_parameters
 
 from .baselines import LowRank, deeparc_slice, layer_similarity
 from .experiment import Benchmark, Part, Rated, Scale, inputs_of, neurons_of
@@ -240,9 +241,10 @@ class Readapting(Part):
 def largest(neurons: Neurons, make: Callable[[float], Slice], param_fraction: float) -> Slice:
     """Return the largest slice that `make` gives for a point in (0, 1] whose neurons have so few parameters."""
 
+    most = param_fraction * sum(parameter.numel() for parameter in neurons.model.parameters())
+
     def too_large(step: int) -> bool:
-        slice_ = make(step / 100)
-        return bool(slice_) and Partial(neurons, slice_).param_fraction > param_fraction
+        return moving_parameters(neurons, make(step / 100)) > most
 
     return make(max(1, bisect_left(range(101), True, lo=1, key=too_large) - 1) / 100)
 

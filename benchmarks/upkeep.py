@@ -55,7 +55,7 @@ class Settings(Scale):
 
     critical: float = 0.5  # of the neurons of every layer
     replay: float = 0.1  # of the known questions
-    param_fraction: float = 0.2
+    param_fraction: float = 0.1  # embeddings are half of all parameters
     new_samples: int = 300
     mac_retention: float = 0.4
     retraining_texts: int | None = 800

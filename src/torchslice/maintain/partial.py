@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..errors import TorchsliceError
+from ..graph.layers import Port
 from ..graph.neurons import Neurons, check_neurons
 from ..graph.plan import place_of, tensors_of
 from ..graph.views import copy_of
@@ -91,14 +92,12 @@ class Partial(Computed):
     ) -> None:
         where = moving_rows(neurons, slice_, classes)
         super().__init__(neurons.model)
-        trained = {id(parameter) for parameter in self.network.parameters() if parameter.requires_grad}
+        trained = {layer: trained_tensors(self.network, layer, neurons.flow.ports[layer]) for layer in where}
         self.network.requires_grad_(False)
         self.rows = nn.ModuleList()  # type: ignore[assignment]
         for layer, rows in where.items():
-            port = neurons.flow.ports[layer]
-            own, place = {id(t) for t in tensors_of(self.network, layer, port).values()} & trained, place_of(layer, port)
-            module = self.network.get_submodule(place)
-            tensors: dict[str, Tensor] = {n: p for n, p in module.named_parameters(place, False) if id(p) in own}
+            port, tensors = neurons.flow.ports[layer], trained[layer]
+            module = self.network.get_submodule(place_of(layer, port))
             if batch_statistics and isinstance(module, _BatchNorm) and module.affine and module.momentum:
                 tensors |= {name: tensor for name, tensor in module.named_buffers(layer, False) if tensor.dim()}
             self.rows.extend(Rows(n, t, rows, port.row_axis(n.rpartition(".")[2])) for n, t in tensors.items())
@@ -151,6 +150,23 @@ def moving_rows(neurons: Neurons, slice_: Slice, classes: Sequence[str | int] = 
         held |= dict.fromkeys(neurons.head, logits)
     found = {name: torch.from_numpy(flags.nonzero()[0]) for name, flags in neurons.zeros(held).held.items()}
     return {name: rows for name, rows in found.items() if len(rows)}
+
+
+def trained_tensors(network: nn.Module, layer: str, port: Port) -> dict[str, Tensor]:
+    """Return the parameters of a layer that may be trained, by full name."""
+    own, place = {id(tensor) for tensor in tensors_of(network, layer, port).values()}, place_of(layer, port)
+    named = network.get_submodule(place).named_parameters(place, False)
+    return {name: parameter for name, parameter in named if id(parameter) in own and parameter.requires_grad}
+
+
+def moving_parameters(neurons: Neurons, slice_: Slice) -> int:
+    """Return how many parameters move with the neurons of a slice, see `Partial`."""
+    moving = 0
+    for layer, rows in moving_rows(neurons, slice_).items():
+        port = neurons.flow.ports[layer]
+        for name, tensor in trained_tensors(neurons.model, layer, port).items():
+            moving += len(rows) * tensor.numel() // tensor.shape[port.row_axis(name.rpartition(".")[2])]
+    return moving
 
 
 def tensor_of(network: nn.Module, name: str) -> Tensor:

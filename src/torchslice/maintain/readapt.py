@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from ..graph.tied import of_unit_length
 from ..inputs import Output
 from ..slices import Slice
 from ..training import Outcome, Training, accuracy, finetune
-from .partial import Computed, Partial
+from .partial import Computed, Partial, moving_parameters
 from .pruning import checked_scores
 
 # Gradients of critical neurons are far larger than those of others; AdamW adjusts its steps to their size.
@@ -115,9 +116,9 @@ def adapt(
 def top_by_score_per_parameter(neurons: Neurons, scores: Mapping[str, Tensor], param_fraction: float) -> Slice:
     """Return the neurons with the highest scores per parameter, as many as fit into a fraction of all parameters.
 
-    Scores are divided by the Euclidean norm of their layer. The parameters of a neuron are its row of the weight (a
-    head has several), its bias, and those of a norm of its own. So cheap neurons come first, such as those of early
-    convolutions.
+    Scores are divided by the Euclidean norm of their layer. The parameters of a neuron are those that move with it, see
+    `Partial`: its rows of the weights, its bias, and those of a norm of its own, without what is frozen. So cheap
+    neurons come first, such as those of early convolutions.
 
     Args:
         scores: how critical each neuron is, float [N] per layer, at least 0.
@@ -131,20 +132,21 @@ def top_by_score_per_parameter(neurons: Neurons, scores: Mapping[str, Tensor], p
     check_neurons(neurons)
     check_readapting(param_fraction=param_fraction)
     scores = checked_scores(neurons, scores)
-    left = param_fraction * sum(parameter.numel() for parameter in neurons.model.parameters())
-    costs, ranked = {}, []
+    most = param_fraction * sum(parameter.numel() for parameter in neurons.model.parameters())
+    worth, none = {}, neurons.none().masks
     for name, layer in neurons.layers.items():
-        modules = {neurons.model.get_submodule(part) for part in (name, layer.mask_after)}
-        size = sum(p.numel() for module in modules for p in module.parameters(recurse=False))
-        costs[name] = size // layer.count
-        worth = of_unit_length(scores[name]) / costs[name]
-        ranked += [(-float(value), len(costs), i, name) for i, value in enumerate(worth)]
-    masks = neurons.none().masks
-    for _, _, i, name in sorted(ranked):
-        if costs[name] <= left:
-            masks[name][i] = True
-            left -= costs[name]
-    return Slice(masks)
+        cost = moving_parameters(neurons, Slice(none | {name: torch.ones(layer.count, dtype=torch.bool)}))
+        worth[name] = of_unit_length(scores[name]) * layer.count / max(1, cost)
+    place = torch.cat([*worth.values()]).argsort(descending=True, stable=True).argsort()
+    places = dict(zip(worth, place.split([len(of) for of in worth.values()]), strict=True))
+
+    def first(count: int) -> Slice:
+        return Slice({name: place < count for name, place in places.items()})
+
+    def too_many(count: int) -> bool:
+        return moving_parameters(neurons, first(count)) > most
+
+    return first(bisect_left(range(len(place) + 1), True, lo=1, key=too_many) - 1)
 
 
 def check_readapting(replay: float | Sequence[float] = 1.0, *, param_fraction: float = 1.0) -> tuple[float, ...]:
