@@ -87,7 +87,7 @@ def reuse(
     started = time.perf_counter()
     if training is not None and not tune:
         raise TorchsliceError("training= plays no part with tune=False; leave one of them out.")
-    indices = labels_of(task, classes)
+    indices = task.sub_task_labels(classes)
     names = [task.classes[i] for i in indices]
     if absent := [name for name, i in zip(names, indices, strict=True) if not (task.train.labels == i).any()]:
         raise TorchsliceError(f"class {absent[0]!r} has no training sample in {task.name}; leave it out.")
@@ -166,18 +166,6 @@ def a_minute(model: nn.Module, macs: int, samples: int) -> Training:
     epochs = min(EPOCHS, max(1, round(MINUTE / (3 * macs * samples))))
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
     return Training(epochs=epochs) if normed else Training(epochs=epochs, learning_rate=CAREFUL)
-
-
-def labels_of(task: Task, classes: Sequence[str]) -> list[int]:
-    """Return the labels of the classes of a sub-model, rising; raise unless there are two to tell apart.
-
-    >>> labels_of(task, ["8", "3"])
-    [3, 8]
-    """
-    labels = sorted(task.class_indices(classes))
-    if len(labels) < 2:
-        raise TorchsliceError(f"a sub-model needs at least two classes, got {classes[0]!r} alone; add one to it.")
-    return labels
 
 
 def _slices(by: object, names: Sequence[str]) -> list[Slice]:

@@ -208,7 +208,7 @@ LATE = [
     (f"{TRAIN} --train-limit 5", ["class '0'", "no training sample", "--train-limit"]),
     (f"{SLICE} --gates drop", ["--gates plays no part"]),
     (f"{EXTRACT} 3,8 --gates drop", ["--gates plays no part"]),
-    (f"{EXTRACT} 3", ["at least two classes", "--classes was '3'"]),
+    (f"{EXTRACT} 3", ["at least two classes, got '3' alone"]),
     (f"{EXTRACT} 3,eight", ["'eight'", "Known: 0, 1"]),
     (f"{EXTRACT} 3,3", ["each once"]),
     (f"{EXTRACT} ,", ["at least one class"]),

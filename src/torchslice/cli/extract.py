@@ -70,8 +70,7 @@ def extract(
     opened = opening.open(source, data, seed=training.seed, device=training.device)
     common.check_gates(context, opened)
     wanted = common.names(classes)
-    if len(opened.task.class_indices(wanted)) < 2:
-        raise TorchsliceError(f"a sub-model needs at least two classes to tell apart: classes was {classes!r}.")
+    opened.task.sub_task_labels(wanted)  # says what is wrong with them
     found: Any = opened.rankings() if limited else opened.slices(seed=training.seed)
     common.say(f"sub-model of {', '.join(wanted)} from {source}")
     made = reuse(

@@ -14,7 +14,6 @@ from ..runs.run import Run
 from ..runs.source import Opening
 from ..show import report as make_report
 from ..slices import union
-from ..submodel import labels_of
 from ..training import accuracy
 from . import common
 
@@ -64,7 +63,7 @@ def report(
         neurons, task = opened.neurons(), opened.task
         chosen = [] if classes is None else common.names(classes)
         if chosen:
-            labels_of(task, chosen)  # says what is wrong with them
+            task.sub_task_labels(chosen)  # says what is wrong with them
             slices = opened.slices(seed=seed)
         common.say(f"contributions of {len(neurons):,} neurons to {len(task.classes)} classes of {task.name}")
         scores = contributions(neurons, task, metric=metric, samples_per_class=samples_per_class, seed=seed)

@@ -99,6 +99,17 @@ class Task:
             raise TorchsliceError(f"name at least one class, each once; got {', '.join(names) or 'none'}.")
         return [self.classes.index(name) for name in names]
 
+    def sub_task_labels(self, names: Sequence[str]) -> list[int]:
+        """Return the labels of the classes of a sub-model, rising; raise unless there are two to tell apart.
+
+        >>> task.sub_task_labels(["8", "3"])
+        [3, 8]
+        """
+        labels = sorted(self.class_indices(names))
+        if len(labels) < 2:
+            raise TorchsliceError(f"a sub-model needs at least two classes, got {names[0]!r} alone; add one to it.")
+        return labels
+
     def restrict(self, names: Sequence[str]) -> Task:
         """Return the task of some classes, labels 0, 1, ... in the order given.
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from ..cut.extract import extract, masked
 from ..data import Task, check_task
-from ..errors import TorchsliceError
 from ..graph.neurons import Neurons, check_neurons
 from ..registry import unknown
 from ..slices import Slice
@@ -131,9 +130,7 @@ def evaluate_stages(
     """
     check_neurons(neurons)
     check_task(task)
-    indices = sorted(task.class_indices(classes))
-    if len(indices) < 2:
-        raise TorchsliceError(f"a sub-model needs at least two classes, got {classes[0]!r} alone; add one to it.")
+    indices = task.sub_task_labels(classes)
     if scratch is None and training is not None:
         scratch = replace(training, learning_rate=0.05)
     seed = (training or scratch or Training()).seed
