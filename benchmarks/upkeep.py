@@ -60,7 +60,7 @@ class Settings(Scale):
     mac_retention: float = 0.4
     retraining_texts: int | None = 800
     epochs: int = 3
-    rates: tuple[float, ...] = (1e-4, 5e-4)  # the best on validation questions counts, for every arm
+    rates: tuple[float, ...] = (1e-4, 5e-4, 5e-3)  # the best on validation questions counts, for every arm
 
 
 SETTINGS = {
@@ -72,10 +72,11 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Upkeep(Dividing):
-    """One encoder that knows all kinds of questions but one; another one in every seed."""
+    """One encoder that knows all kinds of questions but one; the largest, then the second, and so on over the seeds."""
 
     def result(self) -> dict[str, Any]:
-        added = self.task.classes[self.seed % len(self.task.classes)]
+        by_size = self.task.train.labels.bincount().argsort(descending=True, stable=True)
+        added = self.task.classes[by_size[self.seed % len(by_size)]]
         known = self.task.restrict([name for name in self.task.classes if name != added])
         five, neurons = replace(self, task=known), neurons_of(self.new(known), known)
         five.train(neurons.model, "standard", epochs=self.network.epochs)
@@ -98,7 +99,6 @@ class Upkeep(Dividing):
         """Teach a network a further kind; score it on all, the task not given."""
         both, first, settings = joined(known, new), len(known.classes), self.settings
         grown = grow(neurons, {last_wire(neurons, neurons.head[0]): 1}, seed=self.seed)
-        replayed = settings.replay * len(known.train) / len(new.train)
         kept = dict(zip(ARMS["extend"], (critical, judge.random_like(critical, seed=self.seed)), strict=False))
 
         def learned(arm: str, rate: float) -> nn.Module:
@@ -106,8 +106,9 @@ class Upkeep(Dividing):
             if arm in kept:
                 options: dict[str, Any] = {"known": known, "replay": settings.replay, "training": training}
                 return ts.extend(neurons, new, kept[arm], **options).joined()
-            task = both if "joint" in arm else mixed(known, new, replayed, self.seed)
-            return ts.finetune(copy.deepcopy(grown), task, training).model
+            task, model = both if "joint" in arm else mixed(known, new, settings.replay, self.seed), copy.deepcopy(grown)
+            ts.fit(model, task, training)
+            return model
 
         def by_kind(model: nn.Module, split: str) -> tuple[float, float]:
             logits, labels = judge.predict(model, both, split), both.split(split).labels
