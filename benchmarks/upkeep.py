@@ -106,8 +106,8 @@ class Upkeep(Dividing):
             if arm in kept:
                 options: dict[str, Any] = {"known": known, "replay": settings.replay, "training": training}
                 return ts.extend(neurons, new, kept[arm], **options).joined()
-            task, model = both if "joint" in arm else mixed(known, new, settings.replay, self.seed), copy.deepcopy(grown)
-            ts.fit(model, task, training)
+            model = copy.deepcopy(grown)
+            ts.fit(model, both if "joint" in arm else mixed(known, new, settings.replay, self.seed), training)
             return model
 
         def by_kind(model: nn.Module, split: str) -> tuple[float, float]:
@@ -203,7 +203,7 @@ def write_page(result: dict[str, Any], path: Path) -> str:
         f"its critical neurons, changed questions {value('readapt', 'new', 'critical neurons')} % (random "
         f"{value('readapt', 'new', 'control: random neurons')}, all neurons {value('readapt', 'new', 'all neurons')}).",
         "Test accuracy in percent, mean ± standard deviation over the seeds. *Extend*: known are all kinds of "
-        "questions but one, another one in every seed. The task is not given. Critical are "
+        "questions but one: the largest for the first seed, then the next. The task is not given. Critical are "
         f"{settings['critical']:.0%} of the neurons of every layer, which answer the known kinds bit for bit as before "
         f"where the task is given; {settings['replay']:.0%} of the known questions are seen again. *Readapt*: "
         f"{settings['new_samples']} questions without their first word, beside as many clean ones; at most "
