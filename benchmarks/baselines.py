@@ -198,12 +198,13 @@ class Distilling:
 
 
 def fisher_information(model: nn.Module, task: Task, *, samples: int, seed: int = 0) -> dict[str, Tensor]:
-    """Return the diagonal of a model's Fisher information, for labels drawn from its own predictions.
+    """Return the diagonal of the Fisher information of what a model trains, for labels drawn from its own predictions.
 
     The mean, over training samples, of squared gradients of the log probability.
     """
     model = copy.deepcopy(model).eval()
-    parameters, generator = dict(model.named_parameters()), torch.Generator().manual_seed(seed)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    generator = torch.Generator().manual_seed(seed)
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     inputs = inputs_of(limit(task.train, samples, seed=seed), device_of(model))
     for one in inputs.split(1):
@@ -262,8 +263,8 @@ def learned(
     for fraction in (0.1, 1.0):
         name = f"replay {fraction:.0%}"
         made[name] = best(name, lambda rate: [CrossEntropy()], mixed(known, new, fraction, seed))
-    anchors = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
     fisher = fisher_information(base, known, samples=settings.fisher_samples, seed=seed)
+    anchors = {name: base.get_parameter(name).detach().clone() for name in fisher}
     made["EWC"] = best("EWC", lambda rate: [Elastic(first, anchors, fisher, w, rate) for w in settings.ewc_weights])
     made["LwF"] = best("LwF", lambda rate: [Distilling(first, base, w) for w in settings.lwf_weights])
     sample = inputs_of(limit(known.train, settings.similarity_samples, seed=seed), device_of(base))
