@@ -104,7 +104,7 @@ class Partial(Computed):
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise TorchsliceError(
                 "nothing would move: no neuron of the slice has parameters of its own that may be trained "
-                "(requires_grad), and no class is named. Give a slice with more neurons, or classes=."
+                "(requires_grad), nor has a class in classes=. Give a slice with more neurons, or name classes."
             )
         self.train(neurons.model.training)
 
