@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchslice import Slice, Training, accuracy, extend, extract, judge
+from torchslice import Slice, Training, accuracy, extend, extract, fit, judge
 from torchslice.data import Task, joined
 from torchslice.find.semantic import Contributions, PerLayer, ReachTheta, groups, similarity
 from torchslice.find.semantic.selection import top_fraction
@@ -219,14 +219,24 @@ class Extending(Part):
     # -- the others -----------------------------------------------------------------------------------------------
     def baselines(self, base: nn.Module, known: Task, new: Task) -> dict[str, dict[str, float]]:
         """Score the other ways, the network for all classes, and that for the new classes alone."""
-        both, joint = joined(known, new), replace(self, network=replace(self.network, epochs=2 * self.network.epochs))
+        both, epochs = joined(known, new), self.network.epochs
         made = learned(base, known, new, settings=self.settings, training=self.training, say=self.note)
-        figures: dict[str, dict[str, float]] = {"scratch": {"new": accuracy(self.trained(new), new).overall}}
-        for name, model in {**made, "upper bound: joint": joint.trained(both)}.items():
+        figures: dict[str, dict[str, float]] = {"scratch": {"new": accuracy(self.anew(new, epochs), new).overall}}
+        for name, model in {**made, "upper bound: joint": self.anew(both, 2 * epochs)}.items():
             logits = judge.predict(model, both)
             known_given, new_given = by_task(logits, both.test.labels, len(known.classes))
             figures[name] = {"known": known_given, "new": new_given, **self.not_given(logits, both.test.labels)}
         return figures
+
+    def anew(self, task: Task, epochs: int) -> nn.Module:
+        """Train a new network, at the learning rate that is best on validation images."""
+        self.note(f"new networks learn {len(task.classes)} classes")
+        tried = []
+        for rate in (*self.settings.learning_rates, self.training.learning_rate):
+            model = self.new(task)
+            fit(model, task, replace(self.training, epochs=epochs, learning_rate=rate))
+            tried.append((accuracy(model, task, "validation").overall, model))
+        return max(tried, key=lambda found: found[0])[1]
 
     def chain(self, restart: bool) -> Iterator[dict[str, Any]]:
         """Learn the classes a few at a time; each task adds a fraction of critical neurons, until none is left."""

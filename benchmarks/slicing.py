@@ -6,8 +6,6 @@ slicer also with statistics recalibrated, and after a tuning of equally many ste
 
 from __future__ import annotations
 
-import heapq
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +15,20 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 import torchslice as ts
 from torchslice import Slice, accuracy, extract, judge, retention
 from torchslice.data import Task
-from torchslice.find.semantic import METRICS, Contributions, PerClass, PerLayer, ReachTheta, Similarity, similarity
+from torchslice.find.semantic import (
+    METRICS,
+    Contributions,
+    PerClass,
+    PerLayer,
+    ReachTheta,
+    Similarity,
+    allocate,
+    similarity,
+)
 from torchslice.find.semantic.selection import top_fraction
 from torchslice.graph.neurons import Neurons
 from torchslice.graph.tied import mean_scores
@@ -118,10 +124,9 @@ class Slicing(Part):
         for slicer, strategy in strategies.items():
             metric = best_arms(rows)[slicer][1]
             levels = [strategy(level).choose(scores, metric, alike).critical for level in LEVELS]
-            measured = by_measured_loss(
-                neurons, few, [neurons.full(), *map(neurons.closed, levels)], settings.compressions[-1]
-            )
-            score((slicer, metric, "measured"), partial(compressed, neurons, measured))
+            most = 1 - settings.compressions[-1]
+            path = allocate(neurons, few, levels, param_retention=most, samples=SAMPLES, progress=self.progress)
+            score((slicer, metric, "measured"), partial(compressed, neurons, partial(point_of, path)))
         best = best_arms(rows)
         like = {c: judge.random_like(slices[best[SEMANTIC], c], seed=self.seed) for c in settings.compressions}
         score((WIDTHS, "-", "-"), like.__getitem__)
@@ -162,6 +167,11 @@ def keys(arm: Arm, compression: float, repair: str) -> dict[str, Any]:
     return {**dict(zip(("slicer", "metric", "allocation"), arm, strict=True)), "at": compression, "repair": repair}
 
 
+def point_of(path: Sequence[Slice], point: float) -> Slice:
+    """Return the slice at a point in [0, 1] of slices that become ever smaller, the first at 1."""
+    return path[round((1 - point) * (len(path) - 1))]
+
+
 def compressed(neurons: Neurons, points: Points, compression: float) -> Slice:
     """Return the largest slice whose network is compressed by that much at least: so no arm gains by a coarse step."""
 
@@ -173,53 +183,6 @@ def compressed(neurons: Neurons, points: Points, compression: float) -> Slice:
         return 1 - retention(neurons, at(step)).param < compression
 
     return at(max(1, bisect_left(range(GRID + 1), True, lo=1, key=too_large) - 1))
-
-
-def by_measured_loss(neurons: Neurons, few: Task, levels: Sequence[Slice], most: float) -> Points:
-    """Return ever smaller slices, up to a compression, whose layers go from level to level where that costs least.
-
-    Of all layers (those whose neurons leave together are one) that one goes on whose step adds least loss on some
-    training samples per parameter, to the network as it is cut by then. A step is measured anew once it comes first.
-    """
-
-    def at(depths: Sequence[int]) -> Slice:
-        own = {layer: levels[depth][layer] for layers, depth in zip(units, depths, strict=True) for layer in layers}
-        return Slice({layer: own[layer] for layer in neurons.layers})
-
-    def figures(slice_: Slice) -> tuple[float, float]:
-        logits = judge.predict(extract(neurons, slice_), few, "train")
-        return float(F.cross_entropy(logits.float(), few.train.labels)), retention(neurons, slice_).param
-
-    units = together(neurons)
-    depths, path = [0] * len(units), [levels[0]]
-    loss, kept = figures(levels[0])
-    # price of the next step of a layer, number of steps taken when it was measured, layer, loss and parameters after it
-    steps = [(-math.inf, -1, unit, loss, kept) for unit in range(len(units))]
-    while steps and kept > 1 - most:
-        price, taken, unit, after, left = heapq.heappop(steps)
-        deeper = [depth + (other == unit) for other, depth in enumerate(depths)]
-        if taken == len(path) - 1:
-            depths, loss, kept, taken = deeper, after, left, -1
-            path.append(at(depths))
-            if depths[unit] + 1 == len(levels):
-                continue
-        else:
-            after, left = figures(at(deeper))
-            price, taken = (after - loss) / max(kept - left, 1e-9), len(path) - 1
-        heapq.heappush(steps, (price, taken, unit, after, left))
-    return lambda point: path[round((1 - point) * (len(path) - 1))]
-
-
-def together(neurons: Neurons) -> list[list[str]]:
-    """Return the layers, joined where their neurons leave together."""
-    joined: list[tuple[list[str], set[int]]] = []
-    for layer, numbers in neurons.sets.items():
-        own = ([layer], {*numbers.tolist()})
-        for other in [other for other in joined if other[1] & own[1]]:
-            joined.remove(other)
-            own = (other[0] + own[0], other[1] | own[1])
-        joined.append(own)
-    return [layers for layers, _ in joined]
 
 
 def scores_of(network: torch.nn.Module, task: Task) -> dict[str, float]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from benchmarks import slicing
-from benchmarks.experiment import inputs_of, neurons_of
+from benchmarks.experiment import neurons_of
 from benchmarks.slicing import AS_CUT, MAGNITUDE, RANDOM, SEMANTIC, STATISTICS, TUNED, WIDTHS, best_arms, write_page
-from torchslice import Slice, models, retention
-from torchslice.cut.extract import masked
-from torchslice.data import load
+from torchslice import Slice, retention
 
 from .nets import Tiny, lively, stripes
 
@@ -36,49 +32,9 @@ def test_the_largest_slice_that_is_compressed_enough() -> None:
     assert retention(neurons, found).param == max(size for size in sizes if size <= 0.6) and len(tried) < 220
 
 
-@torch.no_grad()
-def test_the_layer_goes_on_in_which_it_costs_least() -> None:
-    model = lively(Tiny())
-    model.conv2.weight[:, 4:] = 0  # half of the first layer is read by nothing
-    neurons, labels = neurons_of(model, TASK), TASK.train.labels
-    full, inputs = neurons.full(), inputs_of(TASK.train, torch.device("cpu"))
-    levels = [full, *(Slice({n: torch.arange(w) < k for n, w in full.layers.items()}) for k in (4, 2, 1))]
-
-    def price(depths: tuple[int, int], unit: int) -> float:
-        slices = [
-            Slice(
-                {n: levels[d + step * (i == unit)][n] for i, (n, d) in enumerate(zip(full.layers, depths, strict=True))}
-            )
-            for step in (0, 1)
-        ]
-        losses = [float(F.cross_entropy(masked(neurons, slice_)(inputs), labels)) for slice_ in slices]
-        kept = [retention(neurons, slice_).param for slice_ in slices]
-        return (losses[1] - losses[0]) / (kept[0] - kept[1])
-
-    points = slicing.by_measured_loss(neurons, TASK, levels, most=0.99)
-    path = list(dict.fromkeys(points(step / 1000) for step in range(1000, -1, -1)))
-    depths = [
-        tuple(
-            [8, 4, 2, 1].index(int(slice_["conv1"].sum()))
-            if n == "conv1"
-            else [6, 4, 2, 1].index(int(slice_["conv2"].sum()))
-            for n in full.layers
-        )
-        for slice_ in path
-    ]
-    assert depths[0] == (0, 0) and depths[-1] == (3, 3) and len(path) == 7
-    unit = [int(after[1] > before[1]) for before, after in pairwise(depths)]
-    assert all(sum(after) == sum(before) + 1 for before, after in pairwise(depths)) and len({*unit[:4]}) == 2
-    first = [price((0, 0), unit) for unit in (0, 1)]
-    assert first[0] == pytest.approx(0, abs=1e-5) and unit[0] == first.index(min(first))
-
-
-def test_layers_whose_neurons_leave_together_are_one() -> None:
-    neurons = neurons_of(models.create("resnet20", channels=1, width=0.25), load("digits"))
-    found = slicing.together(neurons)
-    assert sorted(layer for layers in found for layer in layers) == sorted(neurons.layers)
-    assert sorted(map(len, found)) == [1] * 9 + [4, 4, 4]  # the insides of nine blocks, and three residual streams
-    assert slicing.together(neurons_of(lively(Tiny()), TASK)) == [["conv1"], ["conv2"]]
+def test_a_point_of_slices_that_become_smaller() -> None:
+    path = [Slice({"conv": torch.arange(3) < count}) for count in (3, 2, 1)]
+    assert [len(slicing.point_of(path, point)) for point in (1.0, 0.6, 0.4, 0.0)] == [3, 2, 2, 1]
 
 
 def row(slicer: str, at: float, test: float, **about: Any) -> dict[str, Any]:

@@ -71,3 +71,19 @@ def closed(sets: Sets, slice_: Slice) -> Slice:
     """
     kept = torch.cat([sets[layer][mask] for layer, mask in slice_.masks.items()])
     return Slice({layer: torch.isin(sets[layer], kept) for layer in slice_.layers})
+
+
+def together(sets: Sets) -> list[list[str]]:
+    """Return the layers, joined where their neurons leave together.
+
+    >>> together({"a": torch.tensor([0, 1]), "b": torch.tensor([1, 2]), "c": torch.tensor([3])})
+    [['a', 'b'], ['c']]
+    """
+    joined: list[tuple[list[str], set[int]]] = []
+    for layer, numbers in sets.items():
+        own = ([layer], {*numbers.tolist()})
+        for other in [other for other in joined if other[1] & own[1]]:
+            joined.remove(other)
+            own = (other[0] + own[0], other[1] | own[1])
+        joined.append(own)
+    return [layers for layers, _ in joined]

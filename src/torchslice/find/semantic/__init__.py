@@ -1,5 +1,6 @@
 """Semantic slicing (NeuSemSlice, arXiv 2407.20281): which neurons of a trained model matter to which classes."""
 
+from .allocation import allocate
 from .contributions import Contributions, contributions
 from .grams import Similarity, similarity
 from .groups import Group, Groups, groups
@@ -19,6 +20,7 @@ __all__ = [
     "SemanticSlices",
     "Similarity",
     "Strategy",
+    "allocate",
     "class_slices",
     "contributions",
     "groups",
