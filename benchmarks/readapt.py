@@ -106,7 +106,7 @@ SETTINGS = {
         epochs=1,
         learning_rates=(0.005,),
     ),
-    "cpu": Settings(CPU, measured_images=500, epochs=3),
+    "cpu": Settings(CPU, measured_images=500, epochs=3, learning_rates=(0.001, 0.005, 0.02)),
     "paper": Settings(PAPER, samples_per_class=256, epochs=20, mutants=3, learning_rates=RATES),
 }
 
