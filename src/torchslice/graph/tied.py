@@ -79,11 +79,9 @@ def together(sets: Sets) -> list[list[str]]:
     >>> together({"a": torch.tensor([0, 1]), "b": torch.tensor([1, 2]), "c": torch.tensor([3])})
     [['a', 'b'], ['c']]
     """
-    joined: list[tuple[list[str], set[int]]] = []
-    for layer, numbers in sets.items():
-        own = ([layer], {*numbers.tolist()})
-        for other in [other for other in joined if other[1] & own[1]]:
-            joined.remove(other)
-            own = (other[0] + own[0], other[1] | own[1])
-        joined.append(own)
-    return [layers for layers, _ in joined]
+    links = [(np.full(len(numbers), layer), numbers.numpy() + len(sets)) for layer, numbers in enumerate(sets.values())]
+    parts = connected(links, len(sets) + 1 + max(int(numbers.max()) for numbers in sets.values()))
+    found: dict[int, list[str]] = {}
+    for layer, part in zip(sets, parts.tolist(), strict=False):
+        found.setdefault(part, []).append(layer)
+    return list(found.values())

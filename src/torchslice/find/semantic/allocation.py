@@ -1,7 +1,6 @@
 """How much of each layer stays: a compression is spread over the layers by the loss that was measured.
 
-The search is the one of NetAdapt (arXiv 1804.03230, section 3.2), but for parameters, and without training between its
-steps.
+The search is greedy, as that of NetAdapt (arXiv 1804.03230), but counts parameters and trains nothing on its way.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ def allocate(
 ) -> list[Slice]:
     """Return ever smaller slices, of which every layer is at one of some levels, and the last has few parameters.
 
-    The whole network comes first. Then of all layers (those whose neurons leave together are one) that one goes on to
-    its next level whose step adds least cross entropy, on some training samples, per parameter that it saves. Steps are
-    measured on the network as it is cut by then, a step once more when it comes first. So layers that are needed keep
-    more than others, where one theta or one fraction for all would ruin them. Nothing is trained.
+    The search is greedy and starts with the whole network. At each step one layer goes on to its next level: the one
+    for which this raises the cross entropy on some training samples least, per parameter that it saves. Layers whose
+    neurons leave together go on together. A price is measured again on the network as it is cut by then, before it is
+    paid. So layers that the network needs keep more than others. Nothing is trained.
 
     Args:
         levels: ever smaller slices, each a part of the one before, such as those of `ReachTheta` for a theta that
