@@ -217,6 +217,38 @@ def fisher_information(model: nn.Module, task: Task, *, samples: int, seed: int 
 
 
 # -- all of them --------------------------------------------------------------------------------------------------
+def best_fit(
+    name: str,
+    make: Callable[[], nn.Module],
+    task: Task,
+    rates: Sequence[float],
+    *,
+    training: Training,
+    score: Callable[[nn.Module], float],
+    say: Callable[[str], None],
+    objectives: Callable[[float], Sequence[Objective | None]] = lambda rate: [None],
+) -> nn.Module:
+    """Train with every objective for every learning rate; the best network is kept, what diverges is left out.
+
+    An objective None is that of `fit`.
+    """
+    tried = []
+    for rate in rates:
+        for number, objective in enumerate(objectives(rate), start=1):
+            say(f"{name}, learning rate {rate:g}, objective {number}")
+            model = make()
+            try:
+                ts.fit(model, task, replace(training, learning_rate=rate), objective=objective)
+            except TorchsliceError as error:
+                say(str(error))
+                continue
+            model = model.merged() if isinstance(model, Partial) else model
+            tried.append((score(model), model))
+    if not tried:
+        raise TorchsliceError(f"{name} diverges at every learning rate; lower those of the benchmark.")
+    return max(tried, key=lambda found: found[0])[1]
+
+
 def learned(
     base: nn.Module, known: Task, new: Task, *, settings: Any, training: Training, say: Callable[[str], None]
 ) -> dict[str, nn.Module]:
@@ -231,6 +263,7 @@ def learned(
     """
     first, seed, neurons = len(known.classes), training.seed, neurons_of(base, known)
     both, only = joined(known, new), mixed(known, new, 0.0, seed)
+    rates = (*settings.learning_rates, training.learning_rate)
 
     def grown() -> nn.Module:
         return grow(neurons, {last_wire(neurons, neurons.head[0]): len(new.classes)}, seed=seed)
@@ -241,23 +274,11 @@ def learned(
         task: Task = only,
         make: Callable[[], nn.Module] = grown,
     ) -> nn.Module:
-        """Train with every objective for every learning rate; what diverges is left out."""
-        tried = []
-        for rate in (*settings.learning_rates, training.learning_rate):
-            for number, objective in enumerate(objectives(rate), start=1):
-                say(f"{name}, learning rate {rate:g}, objective {number}")
-                model = make()
-                try:
-                    ts.fit(model, task, replace(training, learning_rate=rate), objective=objective)
-                except TorchsliceError as error:
-                    say(str(error))
-                    continue
-                model = model.merged() if isinstance(model, Partial) else model
-                logits = ts.judge.predict(model, both, "validation")
-                tried.append((sum(by_task(logits, both.validation.labels, first)), model))
-        if not tried:
-            raise TorchsliceError(f"{name} diverges at every learning rate; lower those of the benchmark.")
-        return max(tried, key=lambda found: found[0])[1]
+        def score(model: nn.Module) -> float:
+            logits = ts.judge.predict(model, both, "validation")
+            return sum(by_task(logits, both.validation.labels, first))
+
+        return best_fit(name, make, task, rates, training=training, objectives=objectives, score=score, say=say)
 
     made = {"naive": best("naive", lambda rate: [NewRows(first)])}
     for fraction in (0.1, 1.0):

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchslice import Slice, Training, accuracy, extend, extract, fit, judge
+from torchslice import Slice, Training, accuracy, extend, extract, judge
 from torchslice.data import Task, joined
 from torchslice.find.semantic import Contributions, PerLayer, ReachTheta, groups, similarity
 from torchslice.find.semantic.selection import top_fraction
 from torchslice.graph.neurons import Neurons
 from torchslice.maintain import Extended, settle
 
-from .baselines import by_task, learned
+from .baselines import best_fit, by_task, learned
 from .experiment import Benchmark, Network, Part, Scale, neurons_of
 from .tables import Run, Runs, by_network, draw, figure, found, mean, page, table
 
@@ -230,13 +230,16 @@ class Extending(Part):
 
     def anew(self, task: Task, epochs: int) -> nn.Module:
         """Train a new network, at the learning rate that is best on validation images."""
-        self.note(f"new networks learn {len(task.classes)} classes")
-        tried = []
-        for rate in (*self.settings.learning_rates, self.training.learning_rate):
-            model = self.new(task)
-            fit(model, task, replace(self.training, epochs=epochs, learning_rate=rate))
-            tried.append((accuracy(model, task, "validation").overall, model))
-        return max(tried, key=lambda found: found[0])[1]
+        rates, training = (*self.settings.learning_rates, self.training.learning_rate), self.training
+        return best_fit(
+            f"a new network of {len(task.classes)} classes",
+            lambda: self.new(task),
+            task,
+            rates,
+            training=replace(training, epochs=epochs),
+            score=lambda model: accuracy(model, task, "validation").overall,
+            say=self.note,
+        )
 
     def chain(self, restart: bool) -> Iterator[dict[str, Any]]:
         """Learn the classes a few at a time; each task adds a fraction of critical neurons, until none is left."""
