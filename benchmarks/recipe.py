@@ -103,8 +103,8 @@ def write_page(result: dict[str, Any], path: Path) -> str:
     text = (
         "Accuracy in percent without test-time augmentation, mean ± standard deviation over the seeds, after the last "
         "epoch. A tenth of the published training images is held out for validation, by which everything was chosen. "
-        "FLOPs are 6 times the multiply-accumulates (MACs) of an image times the images seen. Minutes are of the "
-        "threads of the first line."
+        "FLOPs are 6 times the multiply-accumulates (MACs) of an image times the images seen. Minutes are those "
+        "of the machine above, on which other work ran beside it."
     )
     return page("What the default training reaches", result, text=[text], section=section, arms=ARMS)
 

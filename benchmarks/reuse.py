@@ -19,13 +19,15 @@ import torch
 from torch import nn
 
 import torchslice as ts
-from torchslice import Slice, extract, gates, judge
+from torchslice import Slice, Training, extract, gates, judge
 from torchslice.data import Task
 from torchslice.files import atomic_write
 from torchslice.find.gates.slicing import GateStatistics
 from torchslice.graph.neurons import Neurons
+from torchslice.inputs import device_of
 from torchslice.rankings import Ranking
 from torchslice.reused import Reused
+from torchslice.runs.recipe import make_model
 from torchslice.slices import union
 from torchslice.submodel import a_minute
 from torchslice.training.costs import Cost, cost, latency_ms
@@ -41,7 +43,7 @@ Make = Callable[[], Trained]
 
 @dataclass(frozen=True)
 class Asked(Network):
-    """A network, and what is asked of it.
+    """A network, and what is asked of it; its name may have widths, as fast-64-256-256 has.
 
     Attributes:
         budgets: (number of classes, fractions of the MACs): the sizes of sub-tasks and of their sub-models.
@@ -49,12 +51,14 @@ class Asked(Network):
         compared: the budget at which networks are trained from scratch, as its place among those of a size; ten times
             as long for the first sub-task alone.
         rivals: whether MwT and MODA are trained too.
+        seeds: number of seeds, where it is not that of the scale.
     """
 
     budgets: tuple[tuple[int, tuple[float, ...]], ...] = ((2, (0.1, 0.2, 0.4)), (5, (0.2, 0.5)), (10, (0.5, 1.0)))
     most: int = 3
     compared: int = 1
     rivals: bool = True
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Settings(Scale):
     recalibration_samples: int = 1000
     pairs: int = 45  # cut at once, at most
     pairs_at: float = 0.4  # of the MACs
+    tuning_epochs: int | None = None  # None is about a minute of one core
     longer: int = 10  # times the tuning: a network from scratch
     published_epochs: int = 10  # of MwT's fine-tuning, at its published learning rate
     published_rate: float = 0.05
@@ -76,8 +81,17 @@ SETTINGS = {
     "smoke": Settings(
         (SMALL,), 1, samples_per_class=16, pairs=2, pairs_at=0.6, longer=2, published_epochs=1, repeats=1
     ),
-    "cpu": Settings((Asked("cifar10", "fast", 1.0, epochs=12),), learning_rate=0.15),
-    "paper": Settings(tuple(Asked("cifar10", name, 1.0, epochs=200) for name in ("resnet18", "vgg16"))),
+    "cpu": Settings(
+        (
+            Asked("cifar10", "fast", 1.0, epochs=12),
+            Asked("cifar10", "fast-64-256-256", 1.0, epochs=10, rivals=False, seeds=1),
+            Asked("cifar100", "fast", 1.0, epochs=12, budgets=HUNDRED, seeds=1),
+        ),
+        learning_rate=0.15,
+    ),
+    "paper": Settings(
+        tuple(Asked("cifar10", name, 1.0, epochs=20) for name in ("resnet18", "vgg16")), 1, tuning_epochs=5
+    ),
 }
 
 ARMS = {
@@ -96,6 +110,17 @@ ARMS = {
 }
 
 
+RANKED, GATED = ("standard", "cuttable", "rankings"), ("standard", "gate_slices", "gate_statistics")
+NEEDED = {  # of `Reusing`, before an arm is measured; where none is stated, the network trained as usual
+    "trained to be cut": RANKED,
+    "trained to be cut, tuned": RANKED,
+    "MwT, as published": GATED,
+    "MwT, folded": GATED,
+    "MODA": ("standard", "moda", "moda_slices"),
+    "MODA's rule": ("standard", "relu", "relu_slices"),
+}
+
+
 @dataclass(frozen=True)
 class Reusing(Part):
     """One network, trained in every way, and its sub-models."""
@@ -107,7 +132,7 @@ class Reusing(Part):
         rows = []
         for about, make in self.asked():
             key = {**about, "classes": list(about["classes"])}
-            rows.append({**key, **cells(key, partial(self.measured, make, about["classes"]))})
+            rows.append({**key, **cells(key, partial(self.measured, about["arm"], make, about["classes"]))})
         wholes = {tuple(row["classes"]): row["accuracy"] for row in rows if row["arm"] == "whole network"}
         for row in rows:
             row["size"], row["of_whole"] = len(row["classes"]), row["accuracy"] / wholes[tuple(row["classes"])]
@@ -157,9 +182,11 @@ class Reusing(Part):
         yield "MODA", lambda: self.module(self.moda, self.moda_slices, labels)
         yield "MODA's rule", lambda: self.module(self.relu, self.relu_slices, labels)
 
-    def measured(self, make: Make, labels: Labels) -> dict[str, Any]:
+    def measured(self, arm: str, make: Make, labels: Labels) -> dict[str, Any]:
         """Make a network; return its test accuracy on its classes, what it costs, and what it took to make."""
-        self.note(f"classes {labels}")
+        for needed in NEEDED.get(arm, ("standard",)):  # the trainings are no part of what it took
+            getattr(self, needed)
+        self.note(f"{arm}, classes {labels}")
         started = time.process_time()
         model, samples = make()
         seconds, only = time.process_time() - started, self.only(labels)
@@ -195,6 +222,11 @@ class Reusing(Part):
             yield {**key, **found, "change": found["ours"] - found["whole"]}
 
     # -- trainings ------------------------------------------------------------------------------------------------
+    def new(self, task: Task) -> nn.Module:
+        name, *widths = self.network.model.split("-")
+        arguments = {"widths": tuple(map(int, widths))} if widths else {"width": self.network.width}
+        return make_model(name, task, arguments, seed=self.seed)
+
     def train(self, folder: str, model: nn.Module, *, epochs: int | None = None, **options: Any) -> nn.Module:
         """Train a network in place by the recipe, or read what was trained before."""
         self.note(folder)
@@ -295,18 +327,25 @@ class Reusing(Part):
         names = self.names(labels)
         options: dict[str, Any] = {"mac_retention": budget, "tune": tune, "seed": self.seed, "progress": self.progress}
         by = dict.fromkeys(names, by) if isinstance(by, Slice) else by
+        if tune and self.settings.tuning_epochs:
+            options["training"] = self.tuned_for(self.settings.tuning_epochs)
         samples = self.settings.recalibration_samples
         return ts.reuse(neurons, self.task, by, classes=names, recalibration_samples=samples, **options)
 
     def made(self, reused: Reused) -> Trained:
         """Return the network that was kept, and the samples that its tuning took."""
-        tuned = "fine-tuned" in reused.networks
-        return reused.model, self.tuning(reused) * len(self.task.restrict(reused.classes).train) if tuned else 0
-
-    def tuning(self, reused: Reused) -> int:
-        """Return the number of epochs by which `reuse` tunes a sub-model."""
         samples = len(self.task.restrict(reused.classes).train)
-        return a_minute(reused.model, reused.costs["sub-model"].macs, samples).epochs
+        if "fine-tuned" not in reused.networks:
+            return reused.model, 0
+        return reused.model, samples * self.tuning(reused.model, reused.costs["sub-model"].macs, samples)
+
+    def tuning(self, model: nn.Module, macs: int, samples: int) -> int:
+        """Return the number of epochs by which a sub-model is tuned."""
+        return self.settings.tuning_epochs or a_minute(model, macs, samples).epochs
+
+    def tuned_for(self, epochs: int) -> Training:
+        """Return the settings of a tuning."""
+        return Training(epochs=epochs, seed=self.seed, device=self.device, progress=self.progress)
 
     def scratch(self, slice_: Slice, labels: Labels, times: int) -> Trained:
         """Train a new network as wide as a slice, with the weights that the whole one began with."""
@@ -314,16 +353,17 @@ class Reusing(Part):
         widths = {layer: int(slice_[layer].sum()) for layer in slice_.layers}
         first = Slice({layer: torch.arange(n) < widths[layer] for layer, n in slice_.layers.items()})
         small = extract(neurons, first, classes=labels)
-        epochs = times * a_minute(small, cost(small, self.task.example).macs, len(only.train)).epochs
+        epochs = times * self.tuning(small, cost(small, self.task.example).macs, len(only.train))
         model = ts.finetune(small, only, replace(self.training, epochs=epochs)).model
-        return model, epochs * len(only.train)
+        return model.to(device_of(self.standard.model)), epochs * len(only.train)  # where the others are timed
 
     def published(self, labels: Labels) -> Trained:
         """Make a module of MwT as published: a new layer on all logits, fine-tuned with everything else."""
         slice_ = union(self.gate_slices[name] for name in self.names(labels))
         small = extract(self.gated.neurons.on(self.gated.fold()), slice_)
         torch.manual_seed(self.seed)
-        model = nn.Sequential(small, nn.ReLU(), nn.Linear(len(self.task.classes), len(labels)))
+        last = nn.Linear(len(self.task.classes), len(labels)).to(device_of(small))
+        model = nn.Sequential(small, nn.ReLU(), last)
         epochs, rate = self.settings.published_epochs, self.settings.published_rate
         only, training = self.only(labels), replace(self.training, epochs=epochs, learning_rate=rate)
         return ts.finetune(model, only, training).model, epochs * len(only.train)

@@ -24,7 +24,7 @@ from .tables import (
     table,
 )
 
-TUNED = "slice, tuned"
+WHOLE, TUNED = "whole network", "slice, tuned"
 FIGURES = {
     "accuracy": figure("rows", "accuracy"),
     "of the whole": figure("rows", "of_whole", percent=False, digits=3),
@@ -48,7 +48,8 @@ TEXT = (
     "network's, speed-ups over its forward pass, measured in turns. Sub-tasks are drawn at random and disjoint (of "
     "five classes the superclasses, where a data set has them); a figure is the mean over them, then mean ± standard "
     "deviation over the seeds. *Core seconds* are those of one core from the trained network in memory to the "
-    "sub-model, the choice of the slice left out. Epochs are chosen on validation images of the classes."
+    "sub-model, the choice of the slice left out; on a GPU those of the process that drives it. Where they and the "
+    "speed-ups are left out, accuracy was measured on a GPU. Epochs are chosen on validation images of the classes."
 )
 
 
@@ -67,7 +68,9 @@ def write_page(arms: dict[str, str], result: dict[str, Any], path: Path) -> str:
     picture = draw(path.with_suffix(".png"), panels, **axes, log_x=True)
     first = next(iter(panels))  # for the front page
     draw(path.with_name(f"{path.name}-one.png"), {first: panels[first]}, **axes, log_x=True)
-    text = [*(answer(name, own) for name, own in runs.items()), TEXT]
+    epochs = result["manifest"]["settings"]["tuning_epochs"]
+    tuning = f" Tuned is for {epochs} epochs." if epochs else ""
+    text = [*(answer(name, own) for name, own in runs.items()), TEXT + tuning]
     return page("Name your classes and a budget", result, text=text, section=section, arms=arms, picture=picture)
 
 
@@ -95,17 +98,16 @@ def answer(name: str, runs: Runs) -> str:
                     ("control: random slice, tuned", "of_whole", 3),
                 )
             )
-            kept.append(
-                f"{size} classes at {budget:.0%} of the MACs: **{own}** in {seconds} core seconds (random {chance})"
-            )
+            took = "" if seconds == "-" else f" in {seconds} core seconds"
+            kept.append(f"{size} classes at {budget:.0%} of the MACs: **{own}**{took} (random {chance})")
     return (
         f"A tuned slice of {name} keeps, of the whole network's accuracy on the same classes, " + "; ".join(kept) + "."
     )
 
 
 def panel(runs: Runs, size: int, x: str) -> Panel:
-    """Return the curves of all arms for sub-tasks of one size."""
-    arms = dict.fromkeys(row["arm"] for row in runs[0]["rows"] if row["size"] == size)
+    """Return the curves of all arms for sub-tasks of one size; the whole network is 100 % of itself."""
+    arms = dict.fromkeys(row["arm"] for row in runs[0]["rows"] if row["size"] == size and row["arm"] != WHOLE)
     return {arm: [points(run, arm, size, x) for run in runs] for arm in arms}
 
 
@@ -123,8 +125,8 @@ def section(runs: Runs, network: Run) -> list[str]:
         keys = dict.fromkeys((row["arm"], row["budget"]) for row in found(runs[0]["rows"], size=size))
         rows = [(arm + (f", {b:.0%}" if b else ""), {"arm": arm, "budget": b, "size": size}) for arm, b in keys]
         parts += [table(runs, rows, FIGURES, corner=f"{size} classes"), *differences(runs, size)]
-    drawn = len(runs[0]["pairs"])
-    parts.append(table(runs, [(f"{drawn} pairs", {})], PAIRS, corner="trained to be cut, any two classes"))
+    if drawn := len(runs[0]["pairs"]):
+        parts.append(table(runs, [(f"{drawn} pairs", {})], PAIRS, corner="trained to be cut, any two classes"))
     trainings = [(row["what"], {"what": row["what"]}) for row in runs[0]["training"]]
     cost = {"of standard": figure("training", "of_standard", percent=False, digits=2)}
     return [*parts, table(runs, trainings, cost, corner="time of training")]
@@ -132,10 +134,11 @@ def section(runs: Runs, network: Run) -> list[str]:
 
 def differences(runs: Runs, size: int) -> Iterator[str]:
     """Write by how many points a tuned slice is ahead of the other arms on the same classes at the same budget."""
+    tuned = budgets(runs, arm=TUNED, size=size)
     others = dict.fromkeys(
         (row["arm"], row["budget"])
         for row in found(runs[0]["rows"], size=size)
-        if row["budget"] is not None and row["arm"] != TUNED
+        if row["budget"] in tuned and row["arm"] != TUNED
     )
     if others:
         rows = [(f"{arm}, {budget:.0%}", {"arm": arm, "budget": budget, "size": size}) for arm, budget in others]

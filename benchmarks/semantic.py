@@ -128,7 +128,7 @@ class Meaning(Part):
         mixed = torch.stack([probabilities[labels == c].mean(0) for c in range(len(self.task.classes))])
         scaled = mixed / mixed.diagonal().clamp(min=1e-12)[:, None]
         yield CONFUSION, ALL, (1 - (scaled + scaled.T) / 2).clamp(min=0).fill_diagonal_(0), every
-        yield HEAD, ALL, apart(neurons.model.get_parameter(f"{neurons.head[-1]}.weight").detach()), every
+        yield HEAD, ALL, apart(neurons.model.get_parameter(f"{neurons.head[-1]}.weight").detach().cpu()), every
         yield MEANS, ALL, apart([*scores["avg"].values()][-1]), every
 
     def agreement(self, distance: Tensor, of: Mapping[str, Tensor]) -> dict[str, float]:

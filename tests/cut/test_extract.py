@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -193,3 +195,26 @@ def test_new_logits_are_not_looked_at(neurons) -> None:
     check_close(neurons.model, neurons, expected[:, :2], "wider", new_logits=1)
     with pytest.raises(TorchsliceError, match="the wider network differs from what it must compute by nan"):
         check_close(neurons.model, neurons, expected[:, :2], "wider")
+
+
+class Telling(nn.Module):
+    """A network that notes whether products may be computed in TF32."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Tiny()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(torch.backends.cudnn.allow_tf32)
+        return self.net(images)
+
+
+def test_networks_are_compared_in_full_precision() -> None:
+    neurons = find_neurons(Telling(), IMAGES)
+    assert torch.backends.cudnn.allow_tf32  # torch's default
+    Telling.seen.clear()
+    extract(neurons, neurons.full())
+    assert Telling.seen == [False, False]  # of the model and of what was cut
+    assert torch.backends.cudnn.allow_tf32

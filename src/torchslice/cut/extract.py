@@ -14,7 +14,7 @@ from ..errors import TorchsliceError, first_line
 from ..graph.layers import Flags, Port
 from ..graph.neurons import Neurons
 from ..graph.plan import build, place_of, plan, tensors_of
-from ..graph.record import evaluating
+from ..graph.record import evaluating, full_precision
 from ..graph.views import view_of
 from ..inputs import run
 from ..slices import Slice
@@ -115,7 +115,7 @@ def check_close(network: nn.Module, neurons: Neurons, expected: Tensor, what: st
 
 def eval_logits(network: nn.Module, neurons: Neurons) -> Tensor:
     """Return the logits [B, C] of a network in eval mode on the example of some neurons."""
-    with evaluating(network):
+    with evaluating(network), full_precision():
         return run(network, neurons.example, neurons.output)
 
 
