@@ -124,3 +124,5 @@ def test_slices_of_another_model_are_refused() -> None:
     other = find_neurons(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 64, 3)), IMAGE)
     with pytest.raises(TorchsliceError, match="layer"):
         ts.semantic.allocate(neurons, TASK, [first(other, 1)], param_retention=0.5, progress=False)
+    with pytest.raises(TorchsliceError, match="several slices, from large to small"):
+        ts.semantic.allocate(neurons, TASK, first(neurons, 1), param_retention=0.5, progress=False)

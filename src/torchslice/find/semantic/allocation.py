@@ -56,6 +56,8 @@ def allocate(
     check_task(task)
     if not 0 < param_retention < 1:
         raise TorchsliceError(f"param_retention must be in (0, 1), got {param_retention:g}.")
+    if isinstance(levels, Slice):
+        raise TorchsliceError("levels must be several slices, from large to small, in a list; got one slice.")
     for level in levels:
         neurons.check(level)
     levels = [neurons.full(), *map(neurons.closed, levels)]
