@@ -106,7 +106,7 @@ def test_the_model_is_left_as_it_is() -> None:
     [
         ((4, 2), 0.0, r"param_retention must be in \(0, 1\), got 0"),
         ((4, 2), 1.0, r"param_retention must be in \(0, 1\), got 1"),
-        ((2, 4), 0.5, "every level must be a part of the one before; give slices from large to small"),
+        ((2, 4), 0.5, "no level may be larger than the one before; give slices from large to small"),
         ((7, 6), 0.5, "the smallest level keeps 0.* of the parameters, more than param_retention=0.5"),
         ((), 0.5, "the smallest level keeps 1 of the parameters, more than param_retention=0.5"),
         ((0,), 0.5, "the slice is empty"),

@@ -40,12 +40,12 @@ def allocate(
     paid. So layers that the network needs keep more than others. Nothing is trained.
 
     Args:
-        levels: ever smaller slices, each a part of the one before, such as those of `ReachTheta` for a theta that
-            falls. Neurons that leave together are kept together.
+        levels: ever smaller slices, such as those of `ReachTheta` for a theta that falls, which need not be parts of
+            each other. Neurons that leave together are kept together.
         param_retention: of the model's parameters, in (0, 1): what the last slice keeps at most, see `retention`.
         samples: at most so many training samples, drawn by the `seed`, as many of each class as can be.
 
-    Raises TorchsliceError where levels are no parts of each other, or none is small enough.
+    Raises TorchsliceError where a level is larger than the one before, or none is small enough.
 
     >>> levels = [ts.semantic.PerLayer(part / 10).choose(scores).critical for part in (8, 6, 4, 2)]
     >>> path = ts.semantic.allocate(neurons, task, levels, param_retention=0.5, progress=False)
@@ -61,8 +61,8 @@ def allocate(
     for level in levels:
         neurons.check(level)
     levels = [neurons.full(), *map(neurons.closed, levels)]
-    if not all(after <= before for before, after in pairwise(levels)):
-        raise TorchsliceError("every level must be a part of the one before; give slices from large to small.")
+    if not all(len(after) <= len(before) for before, after in pairwise(levels)):
+        raise TorchsliceError("no level may be larger than the one before; give slices from large to small.")
     if (least := retention(neurons, levels[-1]).param) > param_retention:
         raise TorchsliceError(
             f"the smallest level keeps {least:.3g} of the parameters, more than param_retention={param_retention:g}; "
