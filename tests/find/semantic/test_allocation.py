@@ -73,6 +73,17 @@ def test_the_layer_goes_on_in_which_it_costs_least() -> None:
     assert depths == slow_path(neurons, [neurons.full(), *levels], 0.1)
 
 
+def test_levels_need_not_be_parts_of_each_other() -> None:
+    neurons = find_neurons(lively(Tiny()), inputs_of(TASK)[:2])
+    levels = [first(neurons, 4), ~first(neurons, 4) & first(neurons, 6), first(neurons, 1)]
+    path = ts.semantic.allocate(neurons, TASK, levels, param_retention=0.1, samples=1000, progress=False)
+    every = [neurons.full(), *levels]
+    depths = slow_path(neurons, every, 0.1)
+    assert [[slice_[layer].tolist() for layer in neurons.layers] for slice_ in path] == [
+        [every[depth][layer].tolist() for layer, depth in zip(neurons.layers, at, strict=True)] for at in depths
+    ]
+
+
 def test_layers_whose_neurons_leave_together_go_on_together() -> None:
     task = load("digits")
     neurons = find_neurons(models.create("resnet20", channels=1, width=0.25), task.example)
