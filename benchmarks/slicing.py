@@ -43,7 +43,7 @@ SLICERS = {
     SEMANTIC: "per class the first neurons of every layer that reach theta, then their union",
     CATEGORY: "per class the same fraction of every layer by contribution, then their union",
     GLOBAL: "a fraction of every layer by the mean contribution",
-    MAGNITUDE: "the same fraction of every layer by the norm of the weights",
+    MAGNITUDE: "a fraction of every layer by the norm of the weights",
     RANDOM: "the same fraction of every layer at random",
     WIDTHS: "at random, as many neurons in every layer as the semantic slice has",
 }
@@ -120,11 +120,8 @@ class Slicing(Part):
             score(arm, partial(compressed, neurons, points))
         samples = scores.samples[:: -(-len(scores.samples) // SAMPLES)]
         few = replace(self.task, train=self.task.train.take(samples))
-        strategies: dict[str, Callable[[float], Any]] = {GLOBAL: PerLayer, SEMANTIC: partial(ReachTheta, slope=0.0)}
-        for slicer, strategy in strategies.items():
-            metric = best_arms(rows)[slicer][1]
-            levels = [strategy(level).choose(scores, metric, alike).critical for level in LEVELS]
-            most = 1 - settings.compressions[-1]
+        for slicer, metric, points in self.spread(neurons, scores, alike, best_arms(rows)):
+            levels, most = [*map(points, LEVELS)], 1 - settings.compressions[-1]
             path = allocate(neurons, few, levels, param_retention=most, samples=SAMPLES, progress=self.progress)
             score((slicer, metric, "measured"), partial(compressed, neurons, partial(point_of, path)))
         best = best_arms(rows)
@@ -140,18 +137,23 @@ class Slicing(Part):
     def arms(self, neurons: Neurons, scores: Contributions, alike: Similarity) -> Iterator[tuple[Arm, Points]]:
         """Yield what needs no measuring: slicer, metric and allocation, and their slices."""
 
-        def by(strategy: Callable[[float], Any], metric: str) -> Points:
-            return lambda point: strategy(point).choose(scores, metric, alike).critical
-
+        by = partial(by_contribution, scores, alike)
         for metric in scores.metrics:
             yield (GLOBAL, metric, "even"), by(PerLayer, metric)
             yield (CATEGORY, metric, "-"), by(PerClass, metric)
             yield (SEMANTIC, metric, "even"), by(partial(ReachTheta, slope=0.0), metric)
             yield (SEMANTIC, metric, "sloped"), by(partial(ReachTheta, slope=1.0), metric)
-        norms = {n: neurons.model.get_parameter(f"{n}.weight").detach().flatten(1).norm(dim=1) for n in neurons.layers}
-        worth = mean_scores(neurons.sets, norms)
-        yield (MAGNITUDE, "-", "-"), lambda point: Slice({n: top_fraction(of, point) for n, of in worth.items()})
+        yield (MAGNITUDE, "-", "even"), by_magnitude(neurons)
         yield (RANDOM, "-", "-"), lambda point: neurons.random(point, seed=self.seed)
+
+    def spread(
+        self, neurons: Neurons, scores: Contributions, alike: Similarity, best: Mapping[str, Arm]
+    ) -> Iterator[tuple[str, str, Points]]:
+        """Yield what is spread over the layers by measuring: slicer, metric, and slices of every level."""
+        by = partial(by_contribution, scores, alike)
+        yield GLOBAL, best[GLOBAL][1], by(PerLayer, best[GLOBAL][1])
+        yield SEMANTIC, best[SEMANTIC][1], by(partial(ReachTheta, slope=0.0), best[SEMANTIC][1])
+        yield MAGNITUDE, "-", by_magnitude(neurons)
 
     def repaired(self, neurons: Neurons, slice_: Slice, scored: Task) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the figures of a slice with statistics computed again, and after tuning."""
@@ -160,6 +162,18 @@ class Slicing(Part):
         training = replace(a_minute(small, 1, 1), epochs=1, seed=self.seed, device=self.device, progress=self.progress)
         few = scored.limit(train=self.settings.tuning_steps * training.batch_size, seed=self.seed)
         yield TUNED, scores_of(ts.finetune(small, few, training).model, scored)
+
+
+def by_contribution(scores: Contributions, alike: Similarity, strategy: Callable[[float], Any], metric: str) -> Points:
+    """Return the slices of a strategy at every point."""
+    return lambda point: strategy(point).choose(scores, metric, alike).critical
+
+
+def by_magnitude(neurons: Neurons) -> Points:
+    """Return the slices of a fraction of every layer by the norm of the weights."""
+    norms = {n: neurons.model.get_parameter(f"{n}.weight").detach().flatten(1).norm(dim=1) for n in neurons.layers}
+    worth = mean_scores(neurons.sets, norms)
+    return lambda point: Slice({n: top_fraction(of, point) for n, of in worth.items()})
 
 
 def keys(arm: Arm, compression: float, repair: str) -> dict[str, Any]:

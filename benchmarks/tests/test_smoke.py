@@ -206,7 +206,7 @@ def test_slicing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {(row["slicer"], row["metric"], row["allocation"], row["repair"], row["at"]): row for row in run["rows"]}
     assert len(rows) == len(run["rows"]) and {key[0] for key in rows} == {*slicing.SLICERS}
     as_cut = [row for row in run["rows"] if row["repair"] == slicing.AS_CUT]
-    assert len(as_cut) == 2 * (5 * 4 + 2 + 3) and {row["allocation"] for row in as_cut} == {*slicing.ALLOCATIONS, "-"}
+    assert len(as_cut) == 2 * (5 * 4 + 2 + 4) and {row["allocation"] for row in as_cut} == {*slicing.ALLOCATIONS, "-"}
     assert all(row["at"] - 1e-4 <= row["compression"] < 1 for row in as_cut)
     best = slicing.best_arms(run["rows"])
     for slicer in slicing.SLICERS:

@@ -252,15 +252,13 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Compute float32 products on a GPU in float32, not in TF32, which is 100 times less precise, as it was before."""
-    kinds = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [kind.allow_tf32 for kind in kinds]
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
     try:
-        for kind in kinds:
-            kind.allow_tf32 = False
+        convolutions.allow_tf32 = products.allow_tf32 = False
         yield
     finally:
-        for kind, allowed in zip(kinds, before, strict=True):
-            kind.allow_tf32 = allowed
+        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def check_model(model: nn.Module) -> None:
