@@ -251,7 +251,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute float32 products on a GPU in float32, not in TF32, which is 100 times less precise, as it was before."""
+    """Compute float32 products on a GPU in float32, not in TF32, which has three digits: too few to compare by."""
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32
     try:
