@@ -352,10 +352,10 @@ class Reusing(Part):
         neurons, only = neurons_of(self.new(self.task), self.task), self.only(labels)
         widths = {layer: int(slice_[layer].sum()) for layer in slice_.layers}
         first = Slice({layer: torch.arange(n) < widths[layer] for layer, n in slice_.layers.items()})
-        small = extract(neurons, first, classes=labels)
+        small = extract(neurons, first, classes=labels).to(device_of(self.standard.model))  # as the others are
         epochs = times * self.tuning(small, cost(small, self.task.example).macs, len(only.train))
         model = ts.finetune(small, only, replace(self.training, epochs=epochs)).model
-        return model.to(device_of(self.standard.model)), epochs * len(only.train)  # where the others are timed
+        return model, epochs * len(only.train)
 
     def published(self, labels: Labels) -> Trained:
         """Make a module of MwT as published: a new layer on all logits, fine-tuned with everything else."""

@@ -24,16 +24,8 @@ Cell = Callable[[Runs, Run], str]  # (runs of one network, what a row is for) ->
 Curve = Sequence[tuple[float, float]]  # points of one seed
 Panel = Mapping[str, Sequence[Curve]]  # an arm's curves, one per seed; names of controls begin with "control"
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#56B4E9",
-    "#E69F00",
-    "#CC79A7",
-    "#886633",
-    "#999933",
-)  # for colour-blind readers too
+# For colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#CC79A7", "#886633", "#999933")
 CONTROLS = (("--", "s"), (":", "x"), ("-.", "^"))  # lines and points, all black
 TICKS = (1, 2, 5, 10, 20, 50, 100)  # of logarithmic axes
 NO_PICTURE = (
