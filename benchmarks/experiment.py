@@ -138,8 +138,8 @@ class Benchmark:
             raise unknown("scale", scale, SCALES)
         path = Path(out) / f"{self.name}-{scale}"
         if not page_only:
-            check_writable(Path(out))
             choose_placement(where.get("device", "auto"))  # says what is wrong with it
+            check_writable(Path(out))
             settings = replace(self.settings[scale], seed=seed)
             runs = self.runs(settings, path, **where)
             command = f"python -m benchmarks {self.name} --scale {scale} --seed {seed}"
