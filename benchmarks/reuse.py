@@ -110,14 +110,13 @@ ARMS = {
 }
 
 
-RANKED, GATED = ("standard", "cuttable", "rankings"), ("standard", "gate_slices", "gate_statistics")
-NEEDED = {  # of `Reusing`, before an arm is measured; where none is stated, the network trained as usual
-    "trained to be cut": RANKED,
-    "trained to be cut, tuned": RANKED,
-    "MwT, as published": GATED,
-    "MwT, folded": GATED,
-    "MODA": ("standard", "moda", "moda_slices"),
-    "MODA's rule": ("standard", "relu", "relu_slices"),
+NEEDED = {  # of `Reusing`, beside the network trained as usual, before an arm is measured
+    "trained to be cut": "cuttable",
+    "trained to be cut, tuned": "cuttable",
+    "MwT, as published": "gate_slices",
+    "MwT, folded": "gate_slices",
+    "MODA": "moda_slices",
+    "MODA's rule": "relu_slices",
 }
 
 
@@ -184,7 +183,7 @@ class Reusing(Part):
 
     def measured(self, arm: str, make: Make, labels: Labels) -> dict[str, Any]:
         """Make a network; return its test accuracy on its classes, what it costs, and what it took to make."""
-        for needed in NEEDED.get(arm, ("standard",)):  # the trainings are no part of what it took
+        for needed in ("standard", NEEDED.get(arm, "standard")):  # the trainings are no part of what it took
             getattr(self, needed)
         self.note(f"{arm}, classes {labels}")
         started = time.process_time()

@@ -69,7 +69,7 @@ def write_page(arms: dict[str, str], result: dict[str, Any], path: Path) -> str:
     first = next(iter(panels))  # for the front page
     draw(path.with_name(f"{path.name}-one.png"), {first: panels[first]}, **axes, log_x=True)
     epochs = result["manifest"]["settings"]["tuning_epochs"]
-    tuning = f" Tuned is for {epochs} epochs." if epochs else ""
+    tuning = f" *Tuned* is for {epochs} epochs." if epochs else ""
     text = [*(answer(name, own) for name, own in runs.items()), TEXT + tuning]
     return page("Name your classes and a budget", result, text=text, section=section, arms=arms, picture=picture)
 

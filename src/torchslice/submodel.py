@@ -36,7 +36,7 @@ EPOCHS = 10  # of tuning, at most
 CAREFUL = 0.01  # the learning rate of networks without batch norm, which a high one would destroy
 REPEATS = 7  # measurements of a latency
 MINUTE = 1.6e12  # multiply-accumulates that a core of 2024 does in a minute of training
-GPU = 30  # times as many, at least, does a GPU
+GPU = 30  # times as many are done by a GPU, at least
 
 
 def reuse(
@@ -158,9 +158,8 @@ def reuse(
 def a_minute(model: nn.Module, macs: int, samples: int) -> Training:
     """Return a training of so many samples that takes a core about a minute, where that is 1 to 10 epochs.
 
-    A model on a GPU is trained 30 times as long, which takes no longer there. Forward and back, a sample takes three
-    times the `macs` of a forward pass. All else is as `fit` has it, but for a lower learning rate where there is no
-    batch norm.
+    On a GPU it has 30 times as many epochs, but no more than 10. Forward and back, a sample takes three times the
+    `macs` of a forward pass. All else is as `fit` has it, but for a lower learning rate where there is no batch norm.
 
     >>> a_minute(small, macs=5_000_000, samples=20_000).epochs, a_minute(small, macs=10**9, samples=20_000).epochs
     (5, 1)
