@@ -97,10 +97,12 @@ SETTINGS = {
 ARMS = {
     "whole network": "trained as usual, answering with one of the chosen classes only: what the others are held to",
     "slice, tuned": "of this network, chosen by contributions to the classes, tuned on their images for about a minute",
-    "slice": "the same before tuning, with batch-norm statistics of the classes",
-    "trained to be cut": "of a network trained with rankings and budgets: cut, given statistics, never tuned",
+    "slice": "the same before tuning: what remains is fitted to make up for what left, without labels",
+    "trained to be cut": "of a network trained with rankings and budgets: cut and fitted, never tuned",
     "trained to be cut, tuned": "the same after the same tuning",
-    "control: random slice, tuned": "random neurons of the whole network, as many in every layer, tuned alike",
+    "control: slice, statistics only": "not fitted, only given batch-norm statistics of the classes, never tuned",
+    "control: random slice": "random neurons of the whole network, as many in every layer, fitted alike, never tuned",
+    "control: random slice, tuned": "the same after the same tuning",
     "control: from scratch": "a new network as wide, with the weights that the whole one began with, in as many steps",
     "control: from scratch, longer": "the same in ten times the steps, for the first sub-task of each size",
     "MwT, as published": "gates dropped; ReLU and a linear layer on the old logits, fine-tuned for ten epochs",
@@ -158,15 +160,18 @@ class Reusing(Part):
         def chosen() -> Slice:
             return self.reused(self.standard, labels, budget, tune=False).slice
 
-        def chance() -> Slice:
-            return judge.random_like(chosen(), seed=self.seed)
+        def chance(tune: bool) -> Trained:
+            random = judge.random_like(chosen(), seed=self.seed)
+            return self.made(self.reused(self.standard, labels, None, random, tune=tune))
 
         def ranked(tune: bool) -> Trained:
             return self.made(self.reused(self.cuttable, labels, budget, self.rankings, tune=tune))
 
         yield "slice", lambda: self.made(self.reused(self.standard, labels, budget, tune=False))
         yield "slice, tuned", lambda: self.made(self.reused(self.standard, labels, budget))
-        yield "control: random slice, tuned", lambda: self.made(self.reused(self.standard, labels, None, chance()))
+        yield "control: slice, statistics only", lambda: self.untuned(self.standard, chosen(), labels)
+        yield "control: random slice", lambda: chance(False)
+        yield "control: random slice, tuned", lambda: chance(True)
         yield "trained to be cut", lambda: ranked(False)
         yield "trained to be cut, tuned", lambda: ranked(True)
         if compared:

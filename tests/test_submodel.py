@@ -17,7 +17,7 @@ from torchslice.errors import TorchsliceError
 from torchslice.find import gates
 from torchslice.find.semantic import contributions
 from torchslice.graph.find import find_neurons
-from torchslice.judge import accuracy, calibrate, predict, try_recalibration
+from torchslice.judge import accuracy, calibrate, compensate, predict, recalibrate
 from torchslice.models import create
 from torchslice.rankings import POWERS, by_best_rank, by_mean_score, by_score
 from torchslice.reused import warnings_of
@@ -66,14 +66,19 @@ def test_it_is_the_steps_one_after_the_other(task, neurons, slices):
     assert result.preprocessing == task.preprocessing
     only = task.restrict(CLASSES)
     small = extract(neurons, result.slice, classes=[3, 8])
-    _, best, logits = try_recalibration(small, only, samples=60, seed=1)
-    expected, temperature = calibrate(find_neurons(best, task.example), only, logits=logits)
-    assert result.temperature == temperature and result.kept == ("extracted" if best is small else "recalibrated")
+    compensated = compensate(neurons, result.slice, only, classes=[3, 8], seed=1)
+    steps = {"extracted": small, "compensated": compensated}
+    steps["recalibrated"] = recalibrate(compensated, only, samples=60, seed=1)
+    assert list(result.networks) == list(steps)
+    scores = {step: accuracy(network, only, "validation") for step, network in steps.items()}
+    assert scores[result.kept].overall == max(score.overall for score in scores.values())
+    expected, temperature = calibrate(find_neurons(steps[result.kept], task.example), only)
+    assert result.temperature == temperature
     assert torch.equal(predict(result.model, only), predict(expected, only))
     assert all(torch.equal(tensor, before[name]) for name, tensor in neurons.model.state_dict().items())
     whole = predict(neurons.model, only, "validation")[:, [3, 8]]
     assert result.accuracy["whole"] == accuracy_of(whole, only.validation.labels)
-    assert result.accuracy["extracted"] == accuracy(small, only, "validation")
+    assert {step: result.accuracy[step] for step in steps} == scores
     assert result.costs == {"whole": cost(neurons.model, task.example), "sub-model": cost(result.model, task.example)}
     assert {name: list(of) for name, of in result.latency.items()} == {"whole": [1, 64], "sub-model": [1, 64]}
     assert json.dumps(result.to_plain())
@@ -81,7 +86,10 @@ def test_it_is_the_steps_one_after_the_other(task, neurons, slices):
 
 def test_with_training_the_best_epoch_is_kept(task, neurons, slices):
     result = reuse(neurons, task, slices, classes=CLASSES, training=replace(QUICK, learning_rate=0.01))
-    assert list(result.networks) == ["extracted", "recalibrated", "fine-tuned"] and result.kept == "fine-tuned"
+    assert (
+        list(result.networks) == ["extracted", "compensated", "recalibrated", "fine-tuned"]
+        and result.kept == "fine-tuned"
+    )
     assert result.best_epoch in (0, 1, 2)
     only = task.restrict(CLASSES)
     found = {name: accuracy(network, only, "validation").overall for name, network in result.networks.items()}
@@ -142,10 +150,10 @@ def test_it_is_tuned_for_a_minute_unless_told_otherwise(task, neurons, slices, m
         replace(a_minute(small, macs, len(task.restrict(CLASSES).train)), seed=4, progress=False, device="cpu")
     ]
     # forward and back 3 times the MACs of a sample: 2 epochs of 100 samples are 1.6e12
-    assert a_minute(small, int(1.6e12 / 600), 100) == Training(epochs=2)
+    assert a_minute(small, int(1.6e12 / 600), 100) == Training(epochs=2, learning_rate=0.05)
     assert a_minute(torch.nn.Linear(2, 2), 4, 100) == Training(learning_rate=0.01)
     monkeypatch.setattr(submodel, "device_of", lambda model: torch.device("cuda"))
-    assert a_minute(small, int(1.6e12 / 600), 1500) == Training(epochs=4)  # 30 times as many there
+    assert a_minute(small, int(1.6e12 / 600), 1500) == Training(epochs=4, learning_rate=0.05)  # 30 times as many there
 
 
 def test_what_is_weak_is_said():

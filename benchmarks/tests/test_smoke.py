@@ -88,10 +88,10 @@ def test_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
             )
             if row["budget"]:
                 assert row["mac_retention"] <= budget + 1e-3
-        alike = [rows[arm, size, budget]["parameters"] for arm in ("slice", "slice, tuned", *SAME)]
-        assert len({*alike}) == 1
-        steps = [rows[arm, size, budget]["samples"] for arm in ("slice", "slice, tuned", *SAME)]
-        assert steps[0] == 0 < steps[1] == steps[2] == steps[3] == steps[4] / 2
+        assert len({rows[arm, size, budget]["parameters"] for arm in (*UNTUNED, *SAME)}) == 1
+        assert not any(rows[arm, size, budget]["samples"] for arm in UNTUNED)
+        steps = [rows[arm, size, budget]["samples"] for arm in SAME]
+        assert 0 < steps[0] == steps[1] == steps[2] == steps[3] / 2
     assert rows["whole network", 10, None]["mac_retention"] == 1 > rows["slice", 2, 0.6]["mac_retention"]
     assert len(run["pairs"]) == 2 and all(
         row["change"] == pytest.approx(row["ours"] - row["whole"], abs=1e-3) for row in run["pairs"]
@@ -112,7 +112,8 @@ def test_tied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FREE = ("MwT, folded", "MODA", "MODA's rule")  # arms whose size no budget decides
-SAME = ("control: random slice, tuned", "control: from scratch", "control: from scratch, longer")
+UNTUNED = ("slice", "control: slice, statistics only", "control: random slice")
+SAME = ("slice, tuned", "control: random slice, tuned", "control: from scratch", "control: from scratch, longer")
 
 
 def test_measured_cells_are_read_again_and_not_for_other_settings(tmp_path: Path) -> None:

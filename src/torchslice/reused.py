@@ -29,7 +29,8 @@ class Reused:
         model: the network that was kept, its logits divided by the temperature.
         classes: in the order of the logits.
         slice: the part that was cut out of the network that was given.
-        networks: "extracted", "recalibrated" and, if it was tuned, "fine-tuned": the network after that step.
+        networks: "extracted", "compensated", "recalibrated" and, if it was tuned, "fine-tuned": the network after that
+            step.
         kept: the step whose network is best on the validation samples.
         temperature: None where the logits are no layer's output, and stay as they are.
         best_epoch: of tuning, 0 is before it; None without tuning.

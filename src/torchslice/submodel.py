@@ -1,4 +1,4 @@
-"""From a trained network to the sub-model of some classes: choose its neurons, cut, recalibrate, tune, calibrate.
+"""From a trained network to the sub-model of some classes: choose neurons, cut, compensate, tune, calibrate.
 
 Shapes: k chosen classes, N neurons of a layer.
 """
@@ -23,17 +23,18 @@ from .find.semantic import Contributions, contributions
 from .graph.find import find_neurons
 from .graph.neurons import Neurons
 from .inputs import device_of
-from .judge import calibrate, predict, try_recalibration
+from .judge import calibrate, compensate, predict, recalibrate
 from .rankings import POWERS, Ranking, by_best_rank, by_mean_score
 from .registry import unknown
 from .reused import Reused, warnings_of
 from .slices import Slice, union
-from .training import Training, accuracy, accuracy_of, cost, finetune
+from .training import Training, accuracy_of, cost, finetune
 from .training import latency_ms as measured
 
 GATES = ("fold", "drop")
 EPOCHS = 10  # of tuning, at most
-CAREFUL = 0.01  # the learning rate of networks without batch norm, which a high one would destroy
+RATE = 0.05  # the learning rate of tuning
+CAREFUL = 0.01  # that of networks without batch norm, which a high one would destroy
 REPEATS = 7  # measurements of a latency
 MINUTE = 1.6e12  # multiply-accumulates that a core of 2024 does in a minute of training
 GPU = 30  # times as many are done by a GPU, at least
@@ -58,10 +59,11 @@ def reuse(
 ) -> Reused:
     """Make the sub-model of some classes from a trained network, which is not changed.
 
-    Gates leave the network, its most useful neurons for these classes are cut out, and batch-norm statistics are
-    computed again, which is undone if it costs accuracy on validation samples. Then the sub-model is tuned, about a
-    minute on one core, and the best epoch on validation samples is kept. Last its logits are calibrated, see
-    `judge.calibrate`. All this uses samples of these classes alone.
+    Gates leave the network, its most useful neurons for these classes are cut out, the weights that remain make up for
+    those that left, see `judge.compensate`, and batch-norm statistics are computed again; either is undone if it costs
+    accuracy on validation samples. Then the sub-model is tuned, about a minute on one core, and the best epoch on
+    validation samples is kept. Last its logits are calibrated, see `judge.calibrate`. All this uses samples of these
+    classes alone.
 
     Args:
         network: the neurons of a trained network, or a trained network with gates.
@@ -110,32 +112,28 @@ def reuse(
         )
     else:
         slice_ = union(_slices(by, names))
-    extracted = extract(plain, slice_, classes=indices)
-    recalibrated, best, logits = try_recalibration(
-        extracted, sub_task, samples=recalibration_samples, seed=seed, output=plain.output
-    )
-    networks = {"extracted": extracted, "recalibrated": recalibrated}
-    kept, best_epoch = "recalibrated" if best is recalibrated else "extracted", None
+    networks = {"extracted": extract(plain, slice_, classes=indices)}
+    networks["compensated"] = compensate(plain, slice_, sub_task, classes=indices, seed=seed)
+    networks["recalibrated"] = recalibrate(networks["compensated"], sub_task, samples=recalibration_samples, seed=seed)
+    labels = sub_task.validation.labels
+    answers = {step: predict(net, sub_task, "validation", output=plain.output) for step, net in networks.items()}
+    kept, best_epoch = max(reversed(answers), key=lambda step: accuracy_of(answers[step], labels).overall), None
     if tune:
+        best = networks[kept]
         if training is None:
             training = a_minute(best, cost(best, plain.example).macs, len(sub_task.train))
             training = replace(training, seed=seed, progress=progress, device=str(device_of(best)))
         tuned = finetune(best, sub_task, training, output=plain.output)
         networks["fine-tuned"], best_epoch, kept = tuned.model, tuned.kept, "fine-tuned"
-        logits = predict(tuned.model, sub_task, "validation", output=plain.output)
+        answers[kept] = predict(tuned.model, sub_task, "validation", output=plain.output)
     model, temperature = networks[kept], None
     with suppress(TorchsliceError):  # raised where the logits are no layer's output
         neurons = find_neurons(model, plain.example, classes=names, output=plain.output)
-        model, temperature = calibrate(neurons, sub_task, logits=logits)
+        model, temperature = calibrate(neurons, sub_task, logits=answers[kept])
     seconds = time.perf_counter() - started
-    labels, original = sub_task.validation.labels, network.model if isinstance(network, Neurons) else network
+    original = network.model if isinstance(network, Neurons) else network
     whole = accuracy_of(predict(original, sub_task, "validation", output=plain.output)[:, indices], labels)
-    scores = {
-        step: accuracy_of(logits, labels)
-        if step == kept
-        else accuracy(net, sub_task, "validation", output=plain.output)
-        for step, net in networks.items()
-    }
+    scores = {step: accuracy_of(logits, labels) for step, logits in answers.items()}
     both = {"whole": plain.model, "sub-model": model}
     remedies = ("a larger budget" if budget else "larger slices", "more epochs of tuning" if tune else "tuning")
     return Reused(
@@ -159,7 +157,8 @@ def a_minute(model: nn.Module, macs: int, samples: int) -> Training:
     """Return a training of so many samples that takes a core about a minute, where that is 1 to 10 epochs.
 
     On a GPU it has 30 times as many epochs, but no more than 10. Forward and back, a sample takes three times the
-    `macs` of a forward pass. All else is as `fit` has it, but for a lower learning rate where there is no batch norm.
+    `macs` of a forward pass. All else is as `fit` has it, but for the learning rate, which is lower, and lowest where
+    there is no batch norm.
 
     >>> a_minute(small, macs=5_000_000, samples=20_000).epochs, a_minute(small, macs=10**9, samples=20_000).epochs
     (5, 1)
@@ -167,7 +166,7 @@ def a_minute(model: nn.Module, macs: int, samples: int) -> Training:
     minute = MINUTE * (GPU if device_of(model).type == "cuda" else 1)
     epochs = min(EPOCHS, max(1, round(minute / (3 * macs * samples))))
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
-    return Training(epochs=epochs) if normed else Training(epochs=epochs, learning_rate=CAREFUL)
+    return Training(epochs=epochs, learning_rate=RATE if normed else CAREFUL)
 
 
 def _slices(by: object, names: Sequence[str]) -> list[Slice]:

@@ -3,6 +3,7 @@
 from ..training import Accuracy, Cost, Latency, accuracy, accuracy_of, confusion, cost, latency, latency_ms, predict
 from .baselines import random_like, reinitialised
 from .calibrate import best_temperature, calibrate, calibration_error
+from .compensate import compensate
 from .forgetting import Traces, forgetting
 from .outside import SCORES, auroc, false_positive_rate, features, nearest, threshold
 from .recalibrate import recalibrate, try_recalibration
@@ -23,6 +24,7 @@ __all__ = [
     "best_temperature",
     "calibrate",
     "calibration_error",
+    "compensate",
     "confusion",
     "cost",
     "evaluate_stages",
