@@ -211,19 +211,24 @@ class Reusing(Part):
         }
 
     def pairs(self, cells: Cells) -> Iterator[dict[str, Any]]:
-        """Score pairs of classes, cut at once from the network trained for it, beside the whole network."""
+        """Score pairs of classes, cut at once from the network trained for it and the usual one, beside the whole."""
         every = list(itertools.combinations(range(len(self.task.classes)), 2))
         drawn = sorted(random.Random(self.seed).sample(every, min(self.settings.pairs, len(every))))
 
         def score(labels: Labels) -> dict[str, float]:
-            ours = self.reused(self.cuttable, labels, self.settings.pairs_at, self.rankings, tune=False).model
-            made = {"ours": ours, "whole": extract(self.standard, self.standard.full(), classes=labels)}
+            networks = {"ours": (self.cuttable, self.rankings), "ordinary": (self.standard, None)}
+            made = {
+                name: self.reused(neurons, labels, self.settings.pairs_at, by, tune=False).model
+                for name, (neurons, by) in networks.items()
+            }
+            made["whole"] = extract(self.standard, self.standard.full(), classes=labels)
             return {name: ts.accuracy(model, self.only(labels)).overall for name, model in made.items()}
 
         for labels in drawn:
             key = {"arm": "pairs", "classes": list(labels)}
             found = cells(key, partial(score, labels))
-            yield {**key, **found, "change": found["ours"] - found["whole"]}
+            change = {"change": found["ours"] - found["whole"], "ordinary_change": found["ordinary"] - found["whole"]}
+            yield {**key, **found, **change}
 
     # -- trainings ------------------------------------------------------------------------------------------------
     def new(self, task: Task) -> nn.Module:

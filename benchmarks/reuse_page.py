@@ -43,6 +43,12 @@ PAIRS = {
     "whole: worst": figure("pairs", "whole", of=min),
     "largest loss": figure("pairs", "change", of=min),
 }
+ORDINARY = {
+    "mean": figure("pairs", "ordinary"),
+    "spread": figure("pairs", "ordinary", of=deviation),
+    "worst": figure("pairs", "ordinary", of=min),
+    "largest loss": figure("pairs", "ordinary_change", of=min),
+}
 TEXT = (
     "Test accuracy in percent, without averaging over mirrored images; parameters and MACs in percent of the whole "
     "network's, speed-ups over its forward pass, measured in turns. Sub-tasks are drawn at random and disjoint (of "
@@ -126,7 +132,10 @@ def section(runs: Runs, network: Run) -> list[str]:
         rows = [(arm + (f", {b:.0%}" if b else ""), {"arm": arm, "budget": b, "size": size}) for arm, b in keys]
         parts += [table(runs, rows, FIGURES, corner=f"{size} classes"), *differences(runs, size)]
     if drawn := len(runs[0]["pairs"]):
-        parts.append(table(runs, [(f"{drawn} pairs", {})], PAIRS, corner="trained to be cut, any two classes"))
+        rows = [(f"{drawn} pairs", {})]
+        parts.append(table(runs, rows, PAIRS, corner="trained to be cut, any two classes"))
+        if "ordinary" in runs[0]["pairs"][0]:
+            parts.append(table(runs, rows, ORDINARY, corner="slice, any two classes"))
     trainings = [(row["what"], {"what": row["what"]}) for row in runs[0]["training"]]
     cost = {"of standard": figure("training", "of_standard", percent=False, digits=2)}
     return [*parts, table(runs, trainings, cost, corner="time of training")]

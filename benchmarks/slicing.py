@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import nn
 
 import torchslice as ts
 from torchslice import Slice, accuracy, extract, judge, retention
@@ -32,7 +33,6 @@ from torchslice.find.semantic import (
 from torchslice.find.semantic.selection import top_fraction
 from torchslice.graph.neurons import Neurons
 from torchslice.graph.tied import mean_scores
-from torchslice.submodel import a_minute
 
 from .experiment import Benchmark, Part, Rated, Scale, neurons_of
 from .tables import Cell, Run, Runs, about_training, by_network, curve, draw, figure, found, mean, page, spread, table
@@ -159,7 +159,8 @@ class Slicing(Part):
         """Yield the figures of a slice with statistics computed again, and after tuning."""
         small = judge.recalibrate(extract(neurons, slice_), self.task, seed=self.seed)
         yield STATISTICS, scores_of(small, scored)
-        training = replace(a_minute(small, 1, 1), epochs=1, seed=self.seed, device=self.device, progress=self.progress)
+        rate = 0.1 if any(isinstance(module, nn.BatchNorm2d) for module in small.modules()) else 0.01
+        training = replace(self.training, epochs=1, learning_rate=rate)
         few = scored.limit(train=self.settings.tuning_steps * training.batch_size, seed=self.seed)
         yield TUNED, scores_of(ts.finetune(small, few, training).model, scored)
 

@@ -115,16 +115,17 @@ def correction(read: Tensor, missing: Tensor, *, ridge: float = RIDGE) -> Tensor
 
 def _fit(layer: Layer, read: Tensor, target: Tensor) -> None:
     """Change weight and bias of a layer, in place, so that its outputs come nearest to a target."""
-    weight = layer.weight.flatten(1)  # [O, K]
-    missing = target - F.linear(read, weight, layer.bias)
+    kind = torch.promote_types(read.dtype, torch.float32)
+    read, weight, bias = read.to(kind), layer.weight.flatten(1).to(kind), layer.bias
+    missing = target.to(kind) - F.linear(read, weight, bias if bias is None else bias.to(kind))
     middle, left = read.mean(0), missing.mean(0)  # what the bias sees to
-    if layer.bias is None:
+    if bias is None:
         middle, left = torch.zeros_like(middle), torch.zeros_like(left)
     found = correction(read - middle, missing - left)
     if found.isfinite().all():
         layer.weight += found.T.reshape(layer.weight.shape)
-        if layer.bias is not None:
-            layer.bias += left - middle.double() @ found
+        if bias is not None:
+            bias += left - middle.double() @ found
 
 
 def _fitted(model: nn.Module) -> list[str]:
