@@ -15,7 +15,6 @@ from torchslice.registry import unknown
 from .experiment import SCALES
 
 NAMES = (
-    "mwt",
     "recipe",
     "reuse",
     "slicing",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import mwt
+from benchmarks import reuse
 from benchmarks.__main__ import ATTACKS, NAMES, main
 from benchmarks.experiment import compact, expand, finished_or_run, read_result, write_result
 from torchslice import TorchsliceError
@@ -63,35 +63,38 @@ def test_the_command_lists_and_says_in_one_line_what_is_wrong(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*NAMES, *ATTACKS]
     (tmp_path / "file").write_text("")
     for arguments, text in (
-        (["restructur"], "unknown benchmark 'restructur'. Did you mean 'restructure'? Known: mwt, recipe"),
-        (["mwt", "--scale", "papr"], "argument --scale: invalid choice: 'papr'"),
-        (["mwt", "--scale", "smoke", "--page-only"], "there is no result results/mwt-smoke.json; run the benchmark"),
-        (["mwt", "--scale", "smoke", "--out", "file/x"], "cannot write into file/x: Not a directory"),
+        (["restructur"], "unknown benchmark 'restructur'. Did you mean 'restructure'? Known: recipe, reuse"),
+        (["recipe", "--scale", "papr"], "argument --scale: invalid choice: 'papr'"),
+        (
+            ["recipe", "--scale", "smoke", "--page-only"],
+            "there is no result results/recipe-smoke.json; run",
+        ),
+        (["recipe", "--scale", "smoke", "--out", "file/x"], "cannot write into file/x: Not a directory"),
         (["speed", "--scale", "smoke", "--device", "cuda"], "device 'cuda' cannot be used here"),
         (["fuzz", "--count", "0"], "--count must be at least 1"),
-        (["mwt", "--seed", "x"], "argument --seed: invalid int value: 'x'. See: python -m benchmarks --help"),
+        (["recipe", "--seed", "x"], "argument --seed: invalid int value: 'x'. See: python -m benchmarks --help"),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"benchmarks: {text}") and error.count("\n") == 1
 
 
-def test_the_paper_scale_runs_its_four_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paper = mwt.SETTINGS["paper"]
-    names = ["simcnn", "rescnn", "vgg16", "resnet18"]
-    assert [network.model for network in paper.networks] == names and {n.epochs for n in paper.networks} == {200}
+def test_the_paper_scale_runs_its_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = reuse.SETTINGS["paper"]
+    names = ["resnet18", "vgg16"]
+    assert [network.model for network in paper.networks] == names and {n.epochs for n in paper.networks} == {20}
     measured = []
 
-    def result(part: mwt.Modularizing) -> dict[str, int]:
+    def result(part: reuse.Reusing) -> dict[str, int]:
         measured.append((part.network.model, part.seed, part.training.epochs))
         return {"value": 1}
 
-    monkeypatch.setattr(mwt.Modularizing, "result", result)
+    monkeypatch.setattr(reuse.Reusing, "result", result)
     networks = tuple(replace(network, data="digits", epochs=1) for network in paper.networks)
-    monkeypatch.setitem(mwt.SETTINGS, "paper", replace(paper, networks=networks, seeds=2))
-    benchmark = replace(mwt.BENCHMARK, page=lambda result, path: "page")
+    monkeypatch.setitem(reuse.SETTINGS, "paper", replace(paper, networks=networks, seeds=2))
+    benchmark = replace(reuse.BENCHMARK, page=lambda result, path: "page")
     runs = benchmark("paper", out=tmp_path, seed=3, progress=False)["runs"]
     assert [(run["model"], run["seed"]) for run in runs] == [(name, seed) for name in names for seed in (3, 4)]
     assert measured == [(name, seed, 1) for name in names for seed in (3, 4)]
     benchmark("paper", out=tmp_path, seed=3, progress=False)
-    assert len(measured) == 8  # what is finished is not run again
+    assert len(measured) == 4  # what is finished is not run again

@@ -16,7 +16,6 @@ from benchmarks import (
     experiment,
     extend,
     moda,
-    mwt,
     readapt,
     readings,
     recipe,
@@ -53,15 +52,6 @@ def smoke(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, **changes: Any)
     again = benchmark("smoke", out=".", page_only=True)["runs"]
     assert again == runs and Path(f"{benchmark.name}-smoke.md").read_text() == page
     return runs, page
-
-
-def test_mwt(monkeypatch: pytest.MonkeyPatch) -> None:
-    (run,), page = smoke(mwt.BENCHMARK, monkeypatch, task_sizes=(5, 10))
-    found = {(row["classes"], row["figure"]): row["value"] for row in run["tasks"]}
-    tasks = ("0, 1, 2, 3, 4", "5, 6, 7, 8, 9", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
-    assert {(task, arm) for task in tasks for arm in mwt.ARMS} < set(found) and len(found) == 3 * (len(mwt.ARMS) + 3)
-    assert all(0 <= value <= 1 for value in found.values())
-    assert all(f"| {arm} |" in page for arm in mwt.ARMS) and f"{100 * run['standard_accuracy']:.2f}" in page
 
 
 def test_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
