@@ -101,6 +101,7 @@ ARMS = {
     "trained to be cut": "of a network trained with rankings and budgets: cut and fitted, never tuned",
     "trained to be cut, tuned": "the same after the same tuning",
     "control: slice, statistics only": "not fitted, only given batch-norm statistics of the classes, never tuned",
+    "control: trained to be cut, statistics only": "likewise",
     "control: random slice": "random neurons of the whole network, as many in every layer, fitted alike, never tuned",
     "control: random slice, tuned": "the same after the same tuning",
     "control: from scratch": "a new network as wide, with the weights that the whole one began with, in as many steps",
@@ -115,6 +116,7 @@ ARMS = {
 NEEDED = {  # of `Reusing`, beside the network trained as usual, before an arm is measured
     "trained to be cut": "cuttable",
     "trained to be cut, tuned": "cuttable",
+    "control: trained to be cut, statistics only": "cuttable",
     "MwT, as published": "gate_slices",
     "MwT, folded": "gate_slices",
     "MODA": "moda_slices",
@@ -164,16 +166,20 @@ class Reusing(Part):
             random = judge.random_like(chosen(), seed=self.seed)
             return self.made(self.reused(self.standard, labels, None, random, tune=tune))
 
-        def ranked(tune: bool) -> Trained:
-            return self.made(self.reused(self.cuttable, labels, budget, self.rankings, tune=tune))
+        def ranked(tune: bool) -> Reused:
+            return self.reused(self.cuttable, labels, budget, self.rankings, tune=tune)
 
         yield "slice", lambda: self.made(self.reused(self.standard, labels, budget, tune=False))
         yield "slice, tuned", lambda: self.made(self.reused(self.standard, labels, budget))
         yield "control: slice, statistics only", lambda: self.untuned(self.standard, chosen(), labels)
         yield "control: random slice", lambda: chance(False)
         yield "control: random slice, tuned", lambda: chance(True)
-        yield "trained to be cut", lambda: ranked(False)
-        yield "trained to be cut, tuned", lambda: ranked(True)
+        yield "trained to be cut", lambda: self.made(ranked(False))
+        yield (
+            "control: trained to be cut, statistics only",
+            lambda: self.untuned(self.cuttable, ranked(False).slice, labels),
+        )
+        yield "trained to be cut, tuned", lambda: self.made(ranked(True))
         if compared:
             yield "control: from scratch", lambda: self.scratch(chosen(), labels, 1)
         if longer:

@@ -64,16 +64,19 @@ def write_page(arms: dict[str, str], result: dict[str, Any], path: Path) -> str:
     runs = by_network(result["runs"])
     measured = {row["arm"] for run in result["runs"] for row in run["rows"]}
     arms = {arm: meaning for arm, meaning in arms.items() if arm in measured}
-    panels = {
-        f"{name}, {size} classes": panel(own, size, "mac_retention")
-        for name, own in runs.items()
-        for size in sizes(own)
-    }
+    parts = {f"{name}, {size} classes": (own, size) for name, own in runs.items() for size in sizes(own)}
+    over_macs = {name: panel(*of, "mac_retention") for name, of in parts.items()}
+    over_time = {name: found for name, of in parts.items() if (found := panel(*of, "core_seconds"))}
     title = "What a sub-model is worth; mean ± deviation over the seeds"
-    axes = {"x": "MACs, % of the whole network", "y": "of its accuracy, %", "title": title}
-    picture = draw(path.with_suffix(".png"), panels, **axes, log_x=True)
-    first = next(iter(panels))  # for the front page
-    draw(path.with_name(f"{path.name}-one.png"), {first: panels[first]}, **axes, log_x=True)
+    kept, work, time = "of its accuracy, %", "MACs, % of the whole network", "seconds of a core, to make it"
+    picture = draw(path.with_suffix(".png"), over_macs, x=work, y=kept, title=title, log_x=True)
+    if over_time:
+        beside = path.with_name(f"{path.name}-time.png")
+        picture += "\n\n" + draw(beside, over_time, x=time, y=kept, title=title, log_x=True)
+    first, of = next(iter(parts.items()))  # for the front page
+    one = {labelled(arm, *of): curves for arm, curves in over_macs[first].items()}
+    title = "The sub-model of two classes, and the seconds of a core that it takes"
+    draw(path.with_name(f"{path.name}-one.png"), {first: one}, x=work, y=kept, title=title, log_x=True)
     epochs = result["manifest"]["settings"]["tuning_epochs"]
     tuning = f" *Tuned* is for {epochs} epochs." if epochs else ""
     text = [*(answer(name, own) for name, own in runs.items()), TEXT + tuning]
@@ -113,15 +116,23 @@ def answer(name: str, runs: Runs) -> str:
 
 def panel(runs: Runs, size: int, x: str) -> Panel:
     """Return the curves of all arms for sub-tasks of one size; the whole network is 100 % of itself."""
-    arms = dict.fromkeys(row["arm"] for row in runs[0]["rows"] if row["size"] == size and row["arm"] != WHOLE)
+    rows = [row for row in runs[0]["rows"] if row["size"] == size and row["arm"] != WHOLE and row[x] is not None]
+    arms = dict.fromkeys(row["arm"] for row in rows if row["budget"] or x != "core_seconds")
     return {arm: [points(run, arm, size, x) for run in runs] for arm in arms}
 
 
 def points(run: Run, arm: str, size: int, x: str) -> Curve:
-    """Return one point for each budget: means over the sub-tasks, in percent."""
-    rows = found(run["rows"], arm=arm, size=size)
+    """Return one point for each budget: means over the sub-tasks, accuracies and fractions in percent."""
+    rows, unit = found(run["rows"], arm=arm, size=size), 1 if x == "core_seconds" else 100
     groups = [found(rows, budget=budget) for budget in dict.fromkeys(row["budget"] for row in rows)]
-    return [(100 * fmean(r[x] for r in group), 100 * fmean(r["of_whole"] for r in group)) for group in groups]
+    return [(unit * fmean(r[x] for r in group), 100 * fmean(r["of_whole"] for r in group)) for group in groups]
+
+
+def labelled(arm: str, runs: Runs, size: int) -> str:
+    """Return an arm with the seconds that it takes, where these were measured."""
+    rows = [row for run in runs for row in found(run["rows"], arm=arm, size=size)]
+    seconds = [row["core_seconds"] for row in rows if row["core_seconds"]]
+    return f"{arm} ({fmean(seconds):.0f} s)" if len(seconds) == len(rows) else arm
 
 
 def section(runs: Runs, network: Run) -> list[str]:
