@@ -54,8 +54,8 @@ TEXT = (
     "network's, speed-ups over its forward pass, measured in turns. Sub-tasks are drawn at random and disjoint (of "
     "five classes the superclasses, where a data set has them); a figure is the mean over them, then mean ± standard "
     "deviation over the seeds. *Core seconds* are those of one core from the trained network in memory to the "
-    "sub-model, the choice of the slice left out; on a GPU those of the process that drives it. Where they and the "
-    "speed-ups are left out, accuracy was measured on a GPU. Epochs are chosen on validation images of the classes."
+    "sub-model; controls as wide as a slice include its choice, unless it was known. Where they and the speed-ups are "
+    "left out, accuracy was measured on a GPU. Epochs are chosen on validation images of the classes."
 )
 
 
