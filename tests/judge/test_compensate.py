@@ -119,6 +119,32 @@ def test_groups_and_shared_weights_stay_as_they_were_cut() -> None:
     assert changed == {"last"}
 
 
+class Routed(nn.Module):
+    """Samples go to one of two experts, as what they look like after the second layer says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(8, 2)
+        self.experts = nn.ModuleList(nn.Linear(16, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(input=self.first(x).relu()).relu()
+        chosen = (x.mean(1) > x.mean()).long()
+        parts = [expert(x[chosen == number]) for number, expert in enumerate(self.experts)]
+        return self.last(torch.cat(parts)[torch.argsort(torch.argsort(chosen, stable=True))].relu())
+
+
+def test_layers_that_are_given_other_samples_after_the_cut_stay_as_they_were_cut() -> None:
+    torch.manual_seed(0)
+    model, inputs = Routed().eval(), torch.randn(200, 6)
+    task = task_of(inputs)
+    neurons = find_neurons(model, task.example)
+    slice_ = Slice({**neurons.full().masks, "first": torch.arange(16) % 2 == 0})
+    cut, made = extract(neurons, slice_).state_dict(), compensate(neurons, slice_, task).state_dict()
+    changed = {name.rpartition(".")[0] for name in cut if not torch.allclose(cut[name], made[name], atol=1e-5)}
+    assert changed == {"last"}
+
+
 def test_nothing_changes_where_nothing_is_cut_and_the_seed_decides_the_rest() -> None:
     torch.manual_seed(0)
     task = task_of(torch.randn(60, 5))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,19 +68,19 @@ def compensate(
     drawn = limit(task.train, max(1, min(samples, int(most))), seed=seed)
     [inputs] = drawn.read([torch.arange(len(drawn))], device=device_of(small))
     generator = torch.Generator().manual_seed(seed)
-    targets: dict[str, tuple[list[Tensor], Tensor]] = {}  # the places of the rows, [R] each, and outputs there, [R, O]
+    targets: dict[str, _Target] = {}
 
-    def keep(name: str, layer: Layer, args: Any, output: Tensor) -> None:
-        if name not in targets:
+    def keep(name: str, layer: Layer, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if name not in targets and args:
             given = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
             places = torch.randperm(given[..., 0].numel(), generator=generator)[:rows].to(given.device)
-            at = [*torch.unravel_index(places, given.shape[:-1])]
-            targets[name] = at, given[tuple(at)][:, torch.from_numpy(stays[name].outs).to(given.device)]
+            at, outs = torch.unravel_index(places, given.shape[:-1]), torch.from_numpy(stays[name].outs)
+            targets[name] = _Target(_sizes(layer, args[0]), at, given[at][:, outs.to(given.device)])
 
     def fit(name: str, layer: Layer, args: tuple[Tensor, ...]) -> None:
-        if name in targets:  # and never again, where it is called more than once
-            at, target = targets.pop(name)
-            _fit(layer, _read(layer, args[0], at), target)
+        target = targets.pop(name, None)  # so where it is called more than once, the first call counts
+        if target and args and _sizes(layer, args[0]) == target.sizes:
+            _fit(layer, _read(layer, args[0], target.at), target.outputs)
 
     with evaluating(whole, small), full_precision():
         for name in names:
@@ -91,6 +91,14 @@ def compensate(
     for hook in hooks:
         hook.remove()
     return small
+
+
+class _Target(NamedTuple):
+    """What a layer of the whole model gives."""
+
+    sizes: list[int]  # of what it read, see `_sizes`
+    at: tuple[Tensor, ...]  # [R] each: the sample and the position of a row
+    outputs: Tensor  # [R, O], those that stay
 
 
 def correction(read: Tensor, missing: Tensor, *, ridge: float = RIDGE) -> Tensor:
@@ -141,8 +149,14 @@ def _fitted(model: nn.Module) -> list[str]:
     ]
 
 
+def _sizes(layer: Layer, inputs: Tensor) -> list[int]:
+    """Return the sizes of all axes of an input but the channels'; a layer may be given other samples after a cut."""
+    channels = inputs.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    return [*inputs.shape[:channels], *inputs.shape[channels + 1 :]]
+
+
 def _read(layer: Layer, inputs: Tensor, at: Sequence[Tensor]) -> Tensor:
-    """Return what the outputs at some places are computed from, [R, K]; the last axes of a place are its position."""
+    """Return what the outputs at some places are computed from, [R, K]; a place is a sample and its position."""
     if isinstance(layer, nn.Linear):
         return inputs[tuple(at)]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
