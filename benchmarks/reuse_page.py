@@ -24,7 +24,9 @@ from .tables import (
     table,
 )
 
-WHOLE, TUNED = "whole network", "slice, tuned"
+WHOLE, TUNED, ONCE = "whole network", "slice, tuned", "slice"
+CONTROLS = ("slice, statistics only", "random slice", "random slice, tuned", "from scratch")
+FRONT = (ONCE, TUNED, *(f"control: {arm}" for arm in CONTROLS), "MODA", "MwT, as published")  # arms on the front page
 FIGURES = {
     "accuracy": figure("rows", "accuracy"),
     "of the whole": figure("rows", "of_whole", percent=False, digits=3),
@@ -74,8 +76,8 @@ def write_page(arms: dict[str, str], result: dict[str, Any], path: Path) -> str:
         beside = path.with_name(f"{path.name}-time.png")
         picture += "\n\n" + draw(beside, over_time, x=time, y=kept, title=title, log_x=True)
     first, of = next(iter(parts.items()))  # for the front page
-    one = {labelled(arm, *of): curves for arm, curves in over_macs[first].items()}
-    title = "The sub-model of two classes, and the seconds of a core that it takes"
+    one = {labelled(arm, *of): curves for arm, curves in over_macs[first].items() if arm in FRONT}
+    title = "What a sub-model keeps, and in how many seconds of a core it is made"
     draw(path.with_name(f"{path.name}-one.png"), {first: one}, x=work, y=kept, title=title, log_x=True)
     epochs = result["manifest"]["settings"]["tuning_epochs"]
     tuning = f" *Tuned* is for {epochs} epochs." if epochs else ""
@@ -99,15 +101,17 @@ def answer(name: str, runs: Runs) -> str:
     for size in sizes(runs):
         for budget in budgets(runs, arm=TUNED, size=size):
             where = {"budget": budget, "size": size}
-            own, seconds, chance = (
+            own, seconds, once, chance = (
                 figure("rows", key, percent=False, digits=digits)(runs, {"arm": arm, **where})
                 for arm, key, digits in (
                     (TUNED, "of_whole", 3),
                     (TUNED, "core_seconds", 0),
+                    (ONCE, "of_whole", 3),
                     ("control: random slice, tuned", "of_whole", 3),
                 )
             )
             took = "" if seconds == "-" else f" in {seconds} core seconds"
+            took += "" if once == "-" else f", {once} untuned"
             kept.append(f"{size} classes at {budget:.0%} of the MACs: **{own}**{took} (random {chance})")
     return (
         f"A tuned slice of {name} keeps, of the whole network's accuracy on the same classes, " + "; ".join(kept) + "."

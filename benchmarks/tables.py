@@ -26,7 +26,7 @@ Panel = Mapping[str, Sequence[Curve]]  # an arm's curves, one per seed; names of
 
 # For colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#CC79A7", "#886633", "#999933")
-CONTROLS = (("--", "s"), (":", "x"), ("-.", "^"))  # lines and points, all black
+CONTROLS = (("--", "s"), (":", "x"), ("-.", "^"), ("-", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"), ("-", "*"))  # all black
 TICKS = (1, 2, 5, 10, 20, 50, 100)  # of logarithmic axes
 NO_PICTURE = (
     "No curves are drawn: matplotlib is not installed. After `pip install 'torchslice[dev]'` the same command draws "
@@ -225,7 +225,7 @@ def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str,
 
 def _looks(arms: Iterable[str]) -> dict[str, tuple[str, Any, str]]:
     """Return colour, line and marker of every arm; controls are black."""
-    colours, dashes = iter(COLOURS * 3), iter(CONTROLS * 3)
+    colours, dashes = iter(COLOURS * 3), iter(CONTROLS * 2)
     return {arm: ("black", *next(dashes)) if is_control(arm) else (next(colours), "-", "o") for arm in arms}
 
 
