@@ -133,7 +133,7 @@ def test_from_any_source_to_slices_to_a_sub_model_to_its_accuracy(torchslice, so
     words = (*sources[source], "--classes", "8,3", "--slices", found, "--finetune", 0, "--out", out, *CPU)
     figures = torchslice("extract", *words, "--json").json
     assert figures["classes"] == ["3", "8"] and figures["best_epoch"] is None
-    assert list(figures["validation_accuracy"]) == ["whole", "extracted", "recalibrated"]
+    assert list(figures["validation_accuracy"]) == ["whole", "extracted", "compensated", "recalibrated"]
     neurons, task = neurons_of(standard)
     scores = ts.semantic.contributions(neurons, task, samples_per_class=20, progress=False)
     slices = ts.semantic.class_slices(neurons, task, scores, strategy=ts.semantic.ReachTheta(0.8), progress=False)
