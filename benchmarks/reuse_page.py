@@ -56,8 +56,9 @@ TEXT = (
     "network's, speed-ups over its forward pass, measured in turns. Sub-tasks are drawn at random and disjoint (of "
     "five classes the superclasses, where a data set has them); a figure is the mean over them, then mean ± standard "
     "deviation over the seeds. *Core seconds* are those of one core from the trained network in memory to the "
-    "sub-model; controls as wide as a slice include its choice, unless it was known. Where they and the speed-ups are "
-    "left out, accuracy was measured on a GPU. Epochs are chosen on validation images of the classes."
+    "sub-model (on a GPU, of the process that drives it); controls as wide as a slice include its choice, unless it "
+    "was known. Where speed-ups are left out, accuracy was measured on a GPU. Epochs are chosen on validation images "
+    "of the classes."
 )
 
 
@@ -119,10 +120,19 @@ def answer(name: str, runs: Runs) -> str:
 
 
 def panel(runs: Runs, size: int, x: str) -> Panel:
-    """Return the curves of all arms for sub-tasks of one size; the whole network is 100 % of itself."""
-    rows = [row for row in runs[0]["rows"] if row["size"] == size and row["arm"] != WHOLE and row[x] is not None]
-    arms = dict.fromkeys(row["arm"] for row in rows if row["budget"] or x != "core_seconds")
-    return {arm: [points(run, arm, size, x) for run in runs] for arm in arms}
+    """Return the curves of all arms for sub-tasks of one size; the whole network is 100 % of itself.
+
+    Over seconds, those that a budget decides and that were timed; a point is the mean over the seeds.
+    """
+    rows = [row for row in runs[0]["rows"] if row["size"] == size and row["arm"] != WHOLE]
+    arms = dict.fromkeys(row["arm"] for row in rows if x != "core_seconds" or (row["budget"] and row["speed_up_64"]))
+    curves = {arm: [points(run, arm, size, x) for run in runs] for arm in arms}
+    if x != "core_seconds":
+        return curves
+    return {
+        arm: [[(fmean(times), fmean(kept)) for times, kept in (zip(*of, strict=True) for of in zip(*own, strict=True))]]
+        for arm, own in curves.items()
+    }
 
 
 def points(run: Run, arm: str, size: int, x: str) -> Curve:
