@@ -20,9 +20,10 @@ from torchslice.cut.extract import extract
 from torchslice.errors import TorchsliceError
 from torchslice.graph.find import find_neurons
 from torchslice.graph.neurons import Neurons
+from torchslice.graph.plan import weights_of
 from torchslice.inputs import batch_size
 from torchslice.maintain.pruning import PRUNING
-from torchslice.maintain.restructure import Sparse, removal_of_neurons, restructure, size_of, weights_of
+from torchslice.maintain.restructure import Sparse, removal_of_neurons, restructure, size_of
 from torchslice.slices import Slice
 from torchslice.training import Outcome, accuracy, finetune
 

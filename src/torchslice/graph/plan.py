@@ -5,6 +5,7 @@ Nothing here depends on the architecture: a plan says for each layer which chann
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,6 +188,20 @@ def tensors_of(model: nn.Module, name: str, port: Port) -> dict[str, Tensor | No
         key = name.rpartition(".")[2]
         return {key: module._parameters.get(key, module._buffers.get(key))}
     return {**module._parameters, **module._buffers}
+
+
+def weights_of(network: nn.Module, neurons: Neurons) -> dict[str, Tensor]:
+    """Return the weights that no other layer shares, of convolutions and linear layers in forward order.
+
+    `neurons` are those of the network or of the model that it was cut from.
+    """
+    owners = Counter(id(p) for module in network.modules() for p in module._parameters.values() if p is not None)
+    found = {}
+    for name, port in neurons.flow.ports.items():
+        weight = None if port.ins is None else network.get_submodule(name)._parameters.get("weight")
+        if weight is not None and owners[id(weight)] == 1:
+            found[name] = weight.detach()
+    return found
 
 
 def zero_out(model: nn.Module, what: Plan) -> None:

@@ -5,7 +5,6 @@ Shapes: n samples, R rows (a position of a sample each), K numbers that an outpu
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from ..cut.extract import extract
 from ..data import Task, check_task, limit
 from ..errors import TorchsliceError
 from ..graph.neurons import Neurons
-from ..graph.plan import plan
+from ..graph.plan import plan, weights_of
 from ..graph.record import evaluating, full_precision
 from ..graph.views import view_of
 from ..inputs import call_model, device_of, tensors
@@ -62,7 +61,7 @@ def compensate(
         raise TorchsliceError(f"samples must be at least 1, got {samples}.")
     small, whole = extract(neurons, slice_, classes=classes), view_of(neurons.model)
     stays = plan(neurons, slice_, None if classes is None else neurons.class_indices(classes)).layers
-    names = [name for name in _fitted(small) if name in stays]
+    names = [name for name in weights_of(small, neurons) if _fits(small.get_submodule(name))]
     rows = min(ROWS, int(KEPT / max(1, sum(int(stays[name].outs.sum()) for name in names))))
     most = NUMBERS / sum(tensor[0].numel() for tensor in tensors(task.example))
     drawn = limit(task.train, max(1, min(samples, int(most))), seed=seed)
@@ -136,17 +135,9 @@ def _fit(layer: Layer, read: Tensor, target: Tensor) -> None:
             bias += left - middle.double() @ found
 
 
-def _fitted(model: nn.Module) -> list[str]:
-    """Return the names of the layers that are fitted: no groups, and weights that are used nowhere else."""
-    uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, Layer)
-        and getattr(module, "groups", 1) == 1
-        and isinstance(module._parameters.get("weight"), Tensor)
-        and uses[id(module.weight)] == 1
-    ]
+def _fits(layer: nn.Module) -> bool:
+    """Return whether a layer can be fitted: it is of a kind that can, and not in groups."""
+    return isinstance(layer, Layer) and getattr(layer, "groups", 1) == 1
 
 
 def _sizes(layer: Layer, inputs: Tensor) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import perf_counter
@@ -23,7 +22,7 @@ from ..data import Task, check_task
 from ..errors import TorchsliceError
 from ..graph.find import find_neurons
 from ..graph.neurons import Neurons, check_neurons
-from ..graph.plan import plan
+from ..graph.plan import plan, weights_of
 from ..judge.recalibrate import try_recalibration
 from ..registry import unknown
 from ..slices import Slice
@@ -250,20 +249,6 @@ def _cut(neurons: Neurons, slice_: Slice, scores: Mapping[str, Tensor]) -> tuple
     layers = plan(neurons, slice_).layers
     left = {name: score.cpu()[neurons.stay(name, layers[name].outs)] for name, score in scores.items()}
     return extract(neurons, slice_), {name: score for name, score in left.items() if len(score) > 1}
-
-
-def weights_of(network: nn.Module, neurons: Neurons) -> dict[str, Tensor]:
-    """Return the weights that no other layer shares, of convolutions and linear layers in forward order.
-
-    `neurons` are those of the network or of the model that it was cut from.
-    """
-    owners = Counter(id(p) for module in network.modules() for p in module._parameters.values() if p is not None)
-    found = {}
-    for name, port in neurons.flow.ports.items():
-        weight = None if port.ins is None else network.get_submodule(name)._parameters.get("weight")
-        if weight is not None and owners[id(weight)] == 1:
-            found[name] = weight.detach()
-    return found
 
 
 def size_of(network: nn.Module, neurons: Neurons) -> Cost:
