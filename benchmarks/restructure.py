@@ -46,7 +46,7 @@ class Settings(Scale):
     """One scale of the benchmark.
 
     Slices are those of the smallest of `thetas`, and of the largest of `outside` (of groups), that lose at most
-    `slice_loss` validation accuracy with their statistics computed again. Every iteration retrains on so many images
+    `slice_loss` validation accuracy once they are repaired. Every iteration retrains on so many images
     and chooses its epoch by so many; None is all.
     """
 
@@ -127,8 +127,8 @@ class Restructuring(Part):
         least = accuracy(neurons.model, task, "validation").overall - self.settings.slice_loss
         cutting = [slice_ for slice_ in slices if len(slice_) < len(neurons)]
         for slice_ in cutting:
-            small = judge.recalibrate(extract(neurons, slice_), task, seed=self.seed)
-            if accuracy(small, task, "validation").overall >= least:
+            repaired = judge.repair(neurons, slice_, task, seed=self.seed)
+            if repaired.accuracy[repaired.kept].overall >= least:
                 return slice_
         return cutting[-1]
 

@@ -59,6 +59,8 @@ NEURONS: dict[str, Callable[[Given], object]] = {
     "semantic.contributions": lambda g: ts.semantic.contributions(g.neurons, g.task, progress=False),
     "semantic.class_slices": lambda g: ts.semantic.class_slices(g.neurons, g.task, progress=False),
     "judge.calibrate": lambda g: ts.judge.calibrate(g.neurons, g.task),
+    "judge.compensate": lambda g: ts.judge.compensate(g.neurons, g.part, g.task),
+    "judge.repair": lambda g: ts.judge.repair(g.neurons, g.part, g.task),
     "judge.evaluate_stages": lambda g: ts.judge.evaluate_stages(g.neurons, g.task, g.part, **pair(g)),
 }
 TASK: dict[str, Callable[[Given], object]] = {
@@ -75,7 +77,7 @@ MODEL: dict[str, Callable[[Given], object]] = {
     "save": lambda g: ts.save(g.model, "nothing.safetensors"),
     **{name: TASK[name] for name in ("fit", "finetune", "accuracy", "judge.predict", "judge.recalibrate")},
 }
-SLICE = ("extract", "masked", "retention", "readapt", "judge.evaluate_stages")
+SLICE = ("extract", "masked", "retention", "readapt", "judge.compensate", "judge.repair", "judge.evaluate_stages")
 LOADER = DataLoader(TensorDataset(torch.zeros(9, 1, 8, 8), torch.zeros(9).long()))
 
 

@@ -23,7 +23,7 @@ from .find.semantic import Contributions, contributions
 from .graph.find import find_neurons
 from .graph.neurons import Neurons
 from .inputs import device_of
-from .judge import calibrate, compensate, predict, recalibrate
+from .judge import calibrate, predict, repair
 from .rankings import POWERS, Ranking, by_best_rank, by_mean_score
 from .registry import unknown
 from .reused import Reused, warnings_of
@@ -59,9 +59,8 @@ def reuse(
 ) -> Reused:
     """Make the sub-model of some classes from a trained network, which is not changed.
 
-    Gates leave the network, its most useful neurons for these classes are cut out, the weights that remain make up for
-    those that left, see `judge.compensate`, and batch-norm statistics are computed again; either is undone if it costs
-    accuracy on validation samples. Then the sub-model is tuned, about a minute on one core, and the best epoch on
+    Gates leave the network, its most useful neurons for these classes are cut out, and what remains makes up for what
+    left, see `judge.repair`. Then the sub-model is tuned, about a minute on one core, and the best epoch on
     validation samples is kept. Last its logits are calibrated, see `judge.calibrate`. All this uses samples of these
     classes alone.
 
@@ -112,12 +111,10 @@ def reuse(
         )
     else:
         slice_ = union(_slices(by, names))
-    networks = {"extracted": extract(plain, slice_, classes=indices)}
-    networks["compensated"] = compensate(plain, slice_, sub_task, classes=indices, seed=seed)
-    networks["recalibrated"] = recalibrate(networks["compensated"], sub_task, samples=recalibration_samples, seed=seed)
-    labels = sub_task.validation.labels
-    answers = {step: predict(net, sub_task, "validation", output=plain.output) for step, net in networks.items()}
-    kept, best_epoch = max(reversed(answers), key=lambda step: accuracy_of(answers[step], labels).overall), None
+    labels, best_epoch = sub_task.validation.labels, None
+    networks, answers, scores, kept = repair(
+        plain, slice_, sub_task, classes=indices, samples=recalibration_samples, seed=seed
+    )
     if tune:
         best = networks[kept]
         if training is None:
@@ -126,6 +123,7 @@ def reuse(
         tuned = finetune(best, sub_task, training, output=plain.output)
         networks["fine-tuned"], best_epoch, kept = tuned.model, tuned.kept, "fine-tuned"
         answers[kept] = predict(tuned.model, sub_task, "validation", output=plain.output)
+        scores[kept] = accuracy_of(answers[kept], labels)
     model, temperature = networks[kept], None
     with suppress(TorchsliceError):  # raised where the logits are no layer's output
         neurons = find_neurons(model, plain.example, classes=names, output=plain.output)
@@ -133,7 +131,6 @@ def reuse(
     seconds = time.perf_counter() - started
     original = network.model if isinstance(network, Neurons) else network
     whole = accuracy_of(predict(original, sub_task, "validation", output=plain.output)[:, indices], labels)
-    scores = {step: accuracy_of(logits, labels) for step, logits in answers.items()}
     both = {"whole": plain.model, "sub-model": model}
     remedies = ("a larger budget" if budget else "larger slices", "more epochs of tuning" if tune else "tuning")
     return Reused(

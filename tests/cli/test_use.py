@@ -64,7 +64,7 @@ def test_a_report_of_a_run_holds_everything(torchslice, standard, copy_of, tmp_p
     text = out.read_text()
     assert result["bytes"] == len(text.encode()) < 3_000_000
     sections = ("parts", "sharing", "groups", "stages", "training", "layers")
-    assert all(f'id="{section}"' in text for section in sections) and "random slice, recalibrated" in text
+    assert all(f'id="{section}"' in text for section in sections) and "random slice, repaired" in text
     assert str(folder) in text
 
 

@@ -12,7 +12,7 @@ from tests.nets import Tiny, lively, stripes
 from torchslice.cut.extract import masked
 from torchslice.errors import TorchsliceError
 from torchslice.graph.find import find_neurons
-from torchslice.judge import STAGES, Stages, accuracy, cost, evaluate_stages
+from torchslice.judge import STAGES, Stages, accuracy, cost, evaluate_stages, repair
 from torchslice.slices import Slice
 from torchslice.training import Training, finetune
 
@@ -69,11 +69,10 @@ def test_accuracies_are_those_of_the_networks(neurons, stages):
 
 
 def test_arms_differ_and_the_model_is_unchanged(neurons, stages):
-    weights = [stages.models[name].conv2.weight for name in STAGES if name not in ("full", "masked", "recalibrated")]
+    weights = [stages.models[name].conv2.weight for name in STAGES if name not in ("full", "masked")]
     assert len({tuple(w.flatten().tolist()) for w in weights}) == len(weights)
-    recalibrated, extracted = stages.models["recalibrated"], stages.models["extracted"]
-    assert torch.equal(recalibrated.conv2.weight, extracted.conv2.weight)
-    assert not torch.equal(recalibrated.norm2.running_var, extracted.norm2.running_var)
+    expected = repair(neurons, SLICE, TASK.restrict(["red", "blue"]), classes=[0, 2])
+    assert torch.equal(stages.models["repaired"].conv2.weight, expected.model.conv2.weight)
     assert torch.equal(stages.models["restricted"].conv1.weight, neurons.model.conv1.weight)
     assert stages.models["full"] is neurons.model and not neurons.model.training
 
@@ -94,8 +93,8 @@ def test_another_baseline_training_and_controls_left_out(neurons):
         found = evaluate_stages(neurons, TASK, SLICE, classes=["red", "blue"], latency_repeats=1, **settings)
         return found, [row.name for row in found.rows]
 
-    plain = ["full", "restricted", "masked", "extracted", "recalibrated"]
-    assert names(training=None)[1] == [*plain, "random slice, recalibrated"]
+    plain = ["full", "restricted", "masked", "extracted", "repaired"]
+    assert names(training=None)[1] == [*plain, "random slice, repaired"]
     assert names(training=None, controls=False)[1] == plain
     once = replace(QUICK, epochs=1)
     assert names(training=None, scratch=once)[1][-1] == "from scratch"

@@ -60,7 +60,7 @@ def test_it_says_what_is_known(page, made):
     assert "&lt;b&gt;Digits &amp; more&lt;/b&gt;" in page and "<b>Digits" not in page
     for layer in neurons.layers:
         assert f"<td>{layer}</td>" in page
-    assert "random slice, recalibrated" in page and "<td>a.b</td><td>0.25</td>" in page
+    assert "random slice, repaired" in page and "<td>a.b</td><td>0.25</td>" in page
     for group in ts.semantic.groups(neurons, scores):
         if len(group.classes) < 10:
             assert f'<td class="names">{html.escape(", ".join(group.classes))}</td>' in page

@@ -6,7 +6,8 @@ from .calibrate import best_temperature, calibrate, calibration_error
 from .compensate import compensate
 from .forgetting import Traces, forgetting
 from .outside import SCORES, auroc, false_positive_rate, features, nearest, threshold
-from .recalibrate import recalibrate, try_recalibration
+from .recalibrate import recalibrate
+from .repair import Repaired, repair
 from .stages import STAGES, Stage, Stages, evaluate_stages
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Accuracy",
     "Cost",
     "Latency",
+    "Repaired",
     "Stage",
     "Stages",
     "Traces",
@@ -38,6 +40,6 @@ __all__ = [
     "random_like",
     "recalibrate",
     "reinitialised",
+    "repair",
     "threshold",
-    "try_recalibration",
 ]

@@ -15,8 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data import Task, check_task, limit
 from ..errors import TorchsliceError
 from ..graph.record import check_model, evaluating
-from ..inputs import Output, call_model, device_of, to_device
-from ..training.evaluate import accuracy_of, predict
+from ..inputs import call_model, device_of, to_device
 from ..training.placement import fast_format, in_format
 
 
@@ -86,14 +85,3 @@ def recalibrate(
             norm.running_mean.copy_(mean)  # type: ignore[union-attr]
             norm.running_var.copy_(variance)  # type: ignore[union-attr]
     return model
-
-
-def try_recalibration(
-    model: nn.Module, task: Task, *, samples: int = 5000, seed: int = 0, output: Output = None
-) -> tuple[nn.Module, nn.Module, Tensor]:
-    """Return a recalibrated copy, the better of model and copy on validation, and its logits there."""
-    new = recalibrate(model, task, samples=samples, seed=seed)
-    labels = task.validation.labels
-    before, after = (predict(network, task, "validation", output=output) for network in (model, new))
-    better = accuracy_of(after, labels).overall >= accuracy_of(before, labels).overall
-    return (new, new, after) if better else (new, model, before)

@@ -20,18 +20,18 @@ from ..slices import Slice
 from ..tables import percent, table
 from ..training import Accuracy, Latency, Training, accuracy_of, cost, finetune, latency_ms, predict
 from .baselines import random_like, reinitialised
-from .recalibrate import recalibrate
+from .repair import repair
 
 STAGES = {
     "full": "the whole model, answering with any of its classes",
     "restricted": "the whole model, answering with one of the chosen classes",
     "masked": "the whole model with the neurons outside the slice held at zero",
     "extracted": "the sub-model, as cut",
-    "recalibrated": "the sub-model with batch-norm statistics of the chosen classes",
-    "fine-tuned": "the sub-model, recalibrated, then trained on the chosen classes",
-    "random slice, recalibrated": "as recalibrated, for a random slice with as many neurons per layer",
+    "repaired": "the sub-model, what remains making up for what left, see `judge.repair`",
+    "fine-tuned": "the sub-model, repaired, then trained on the chosen classes",
+    "random slice, repaired": "as repaired, for a random slice with as many neurons per layer",
     "random slice, fine-tuned": "as fine-tuned, for a random slice with as many neurons per layer",
-    "full, fine-tuned": "the whole baseline cut to the chosen classes, recalibrated, then trained on them as long",
+    "full, fine-tuned": "the whole baseline cut to the chosen classes, repaired, then trained on them as long",
     "from scratch": "an untrained network of the sub-model's size, trained on the chosen classes",
 }
 
@@ -107,8 +107,8 @@ def evaluate_stages(
     """Evaluate the sub-model of some classes at every stage of its making, beside the control arms (see STAGES).
 
     All rows are scored on the test samples of the chosen classes. Statistics and training use their training samples,
-    and the epoch of every trained network is chosen on their validation samples. Every arm is recalibrated and trained
-    with the same settings. Latencies are measured in one run, in turns.
+    and the step of every repair and the epoch of every training are chosen on their validation samples. Every arm is
+    repaired and trained with the same settings. Latencies are measured in one run, in turns.
 
     Args:
         task: what the model was trained on, all classes.
@@ -159,8 +159,8 @@ def evaluate_stages(
         add(name, found.model, kept, like)
         rows[name] = replace(rows[name], epochs=len(found.log) - 1, best_epoch=found.kept)
 
-    def recalibrated(network: nn.Module) -> nn.Module:
-        return recalibrate(network, sub_task, samples=recalibration_samples, seed=seed)
+    def repaired(neurons: Neurons, slice_: Slice) -> nn.Module:
+        return repair(neurons, slice_, sub_task, classes=indices, samples=recalibration_samples, seed=seed).model
 
     whole, small = (extract(neurons, part, classes=indices) for part in (neurons.full(), slice_))
     both = (neurons.model, masked(neurons, slice_))
@@ -172,17 +172,16 @@ def evaluate_stages(
     add("restricted", whole, 1.0, "restricted", accuracy_of(logits[:, indices], labels))
     add("masked", neurons.model, kept, "", accuracy_of(held[:, indices], labels))  # whose latency says nothing
     add("extracted", small, kept, "extracted")
-    add("recalibrated", recalibrated(small), kept, "extracted")
+    add("repaired", repaired(neurons, slice_), kept, "extracted")
     if training:
-        add_trained("fine-tuned", models["recalibrated"], training, kept, "extracted")
+        add_trained("fine-tuned", models["repaired"], training, kept, "extracted")
     if controls:
-        random = recalibrated(extract(neurons, random_like(slice_, seed=seed), classes=indices))
-        add("random slice, recalibrated", random, kept, "random slice, recalibrated")
+        random = repaired(neurons, random_like(slice_, seed=seed))
+        add("random slice, repaired", random, kept, "random slice, repaired")
         if training:
-            add_trained("random slice, fine-tuned", random, training, kept, "random slice, recalibrated")
+            add_trained("random slice, fine-tuned", random, training, kept, "random slice, repaired")
             other = baseline or neurons
-            uncut = recalibrated(extract(other, other.full(), classes=indices))
-            add_trained("full, fine-tuned", uncut, training, 1.0, "restricted")
+            add_trained("full, fine-tuned", repaired(other, other.full()), training, 1.0, "restricted")
         if scratch:
             add_trained("from scratch", reinitialised(small, seed=seed), scratch, None, "extracted")
     alone = {name: models[name] for name in timed.values() if name}

@@ -23,10 +23,10 @@ from ..errors import TorchsliceError
 from ..graph.find import find_neurons
 from ..graph.neurons import Neurons, check_neurons
 from ..graph.plan import plan, weights_of
-from ..judge.recalibrate import try_recalibration
+from ..judge.repair import repair
 from ..registry import unknown
 from ..slices import Slice
-from ..training import Cost, Outcome, Training, accuracy, accuracy_of, finetune, latency
+from ..training import Cost, Outcome, Training, accuracy, finetune, latency
 from .partial import Computed
 from .pruning import PRUNING, checked_scores, removal_order
 
@@ -55,10 +55,9 @@ def restructure(
 ) -> Outcome:
     """Compress a network: keep the critical neurons, then remove part of the rest and retrain until a target is met.
 
-    The slice is cut out, its batch-norm statistics are computed again if that helps, and it is trained. Then every
-    iteration removes `prune_fraction` of the surviving weights and retrains the others; its best epoch on validation
-    data is kept. The model is not changed, and the test split is never looked at. The idea is NeuSemSlice's (arXiv
-    2407.20281, restructure).
+    The slice is cut out, repaired by `judge.repair`, and trained. Then every iteration removes `prune_fraction` of the
+    surviving weights and retrains the others; its best epoch on validation data is kept. The model is not changed, and
+    the test split is never looked at. The idea is NeuSemSlice's (arXiv 2407.20281, restructure).
 
     Args:
         critical: the neurons to keep; None keeps all of them and only compresses.
@@ -154,10 +153,9 @@ def restructure(
 
     note("whole", neurons.model, whole)
     if critical is not None:
-        _, network, logits = try_recalibration(
-            network, task, samples=recalibration_samples, seed=training.seed, output=neurons.output
-        )
-        note("cut", network, accuracy_of(logits, task.validation.labels).overall)
+        repaired = repair(neurons, critical, task, samples=recalibration_samples, seed=training.seed)
+        network = repaired.model
+        note("cut", network, repaired.accuracy[repaired.kept].overall)
         network = trained("cut, retrained", network)
     best, kept, stopped, iteration = network, len(log) - 1, "target", 0
     while log[-1][name] > target:
