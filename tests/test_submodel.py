@@ -149,11 +149,11 @@ def test_it_is_tuned_for_a_minute_unless_told_otherwise(task, neurons, slices, m
     assert given == [
         replace(a_minute(small, macs, len(task.restrict(CLASSES).train)), seed=4, progress=False, device="cpu")
     ]
-    # forward and back 3 times the MACs of a sample: 2 epochs of 100 samples are 1.6e12
-    assert a_minute(small, int(1.6e12 / 600), 100) == Training(epochs=2, learning_rate=0.05)
-    assert a_minute(torch.nn.Linear(2, 2), 4, 100) == Training(learning_rate=0.01)
+    # forward and back 3 times the MACs of a sample: 2 epochs of 100 samples are 3.2e12
+    assert a_minute(small, int(3.2e12 / 600), 100) == Training(epochs=2, learning_rate=0.05)
+    assert a_minute(torch.nn.Linear(2, 2), 4, 100) == Training(epochs=20, learning_rate=0.01)
     monkeypatch.setattr(submodel, "device_of", lambda model: torch.device("cuda"))
-    assert a_minute(small, int(1.6e12 / 600), 1500) == Training(epochs=4, learning_rate=0.05)  # 30 times as many there
+    assert a_minute(small, int(3.2e12 / 600), 1500) == Training(epochs=4, learning_rate=0.05)  # 30 times as many there
 
 
 def test_what_is_weak_is_said():

@@ -32,11 +32,11 @@ from .training import Training, accuracy_of, cost, finetune
 from .training import latency_ms as measured
 
 GATES = ("fold", "drop")
-EPOCHS = 10  # of tuning, at most
+EPOCHS = 20  # of tuning, at most
 RATE = 0.05  # the learning rate of tuning
 CAREFUL = 0.01  # that of networks without batch norm, which a high one would destroy
 REPEATS = 7  # measurements of a latency
-MINUTE = 1.6e12  # multiply-accumulates that a core of 2024 does in a minute of training
+MINUTE = 3.2e12  # multiply-accumulates that a core of 2024 does in a minute of training, one of 2025 in half of it
 GPU = 30  # times as many are done by a GPU, at least
 
 
@@ -151,14 +151,14 @@ def reuse(
 
 
 def a_minute(model: nn.Module, macs: int, samples: int) -> Training:
-    """Return a training of so many samples that takes a core about a minute, where that is 1 to 10 epochs.
+    """Return a training of so many samples that takes a core about a minute, where that is 1 to 20 epochs.
 
-    On a GPU it has 30 times as many epochs, but no more than 10. Forward and back, a sample takes three times the
+    On a GPU it has 30 times as many epochs, but no more than 20. Forward and back, a sample takes three times the
     `macs` of a forward pass. All else is as `fit` has it, but for the learning rate, which is lower, and lowest where
     there is no batch norm.
 
     >>> a_minute(small, macs=5_000_000, samples=20_000).epochs, a_minute(small, macs=10**9, samples=20_000).epochs
-    (5, 1)
+    (11, 1)
     """
     minute = MINUTE * (GPU if device_of(model).type == "cuda" else 1)
     epochs = min(EPOCHS, max(1, round(minute / (3 * macs * samples))))
