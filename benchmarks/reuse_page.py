@@ -19,6 +19,7 @@ from .tables import (
     draw,
     figure,
     found,
+    mean,
     page,
     spread,
     table,
@@ -126,7 +127,7 @@ def panel(runs: Runs, size: int, x: str) -> Panel:
     """
     rows = [row for row in runs[0]["rows"] if row["size"] == size and row["arm"] != WHOLE]
     arms = dict.fromkeys(row["arm"] for row in rows if x != "core_seconds" or (row["budget"] and row["speed_up_64"]))
-    curves = {arm: [points(run, arm, size, x) for run in runs] for arm in arms}
+    curves = {arm: [curve for run in runs if (curve := points(run, arm, size, x))] for arm in arms}
     if x != "core_seconds":
         return curves
     return {
@@ -179,10 +180,10 @@ def differences(runs: Runs, size: int) -> Iterator[str]:
         yield table(runs, rows, {"points": ahead}, corner=f"{TUNED}, is ahead of")
 
 
-def _ahead(run: Run, row: Run) -> float:
-    """Return the mean difference of a tuned slice to another arm, over the same sub-tasks."""
+def _ahead(run: Run, row: Run) -> float | None:
+    """Return the mean difference of a tuned slice to another arm, over the same sub-tasks; None without this arm."""
     own = {tuple(r["classes"]): r["accuracy"] for r in found(run["rows"], **{**row, "arm": TUNED})}
-    return fmean(own[tuple(r["classes"])] - r["accuracy"] for r in found(run["rows"], **row))
+    return mean(own[tuple(r["classes"])] - r["accuracy"] for r in found(run["rows"], **row))
 
 
 ahead: Cell = lambda runs, row: spread([_ahead(run, row) for run in runs])  # noqa: E731
