@@ -59,6 +59,7 @@ def worker(rank: int, folder: str) -> None:
     with pytest.raises(TorchsliceError, match="the processes find different states in .*; name a folder that all"):
         adamw = replace(TRAINING, optimizer="adamw", learning_rate=0.01, epochs=3)
         fit(tiny_net(norm=False), tiny_task(25), adamw, keep="best", folder=elsewhere)
+    dist.barrier()  # neither leaves while the other still listens to it
     dist.destroy_process_group()
 
 
