@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -154,8 +154,9 @@ def section(runs: Runs, network: Run) -> list[str]:
     """Write the tables of one network."""
     parts = [f"{about_training(network)}."]
     for size in sizes(runs):
-        keys = dict.fromkeys((row["arm"], row["budget"]) for row in found(runs[0]["rows"], size=size))
-        rows = [(arm + (f", {b:.0%}" if b else ""), {"arm": arm, "budget": b, "size": size}) for arm, b in keys]
+        keys = dict.fromkeys((row["arm"], row["budget"]) for run in runs for row in found(run["rows"], size=size))
+        wheres = [{"arm": arm, "budget": budget, "size": size} for arm, budget in keys]
+        rows = [(named(runs, where), where) for where in wheres]
         parts += [table(runs, rows, FIGURES, corner=f"{size} classes"), *differences(runs, size)]
     if drawn := len(runs[0]["pairs"]):
         rows = [(f"{drawn} pairs", {})]
@@ -167,6 +168,13 @@ def section(runs: Runs, network: Run) -> list[str]:
     return [*parts, table(runs, trainings, cost, corner="time of training")]
 
 
+def named(runs: Runs, where: Mapping[str, Any]) -> str:
+    """Return the name of a row: its arm, its budget, and its seeds where not all have it."""
+    name = where["arm"] + (f", {where['budget']:.0%}" if where["budget"] else "")
+    seeds = sum(bool(found(run["rows"], **where)) for run in runs)
+    return name if seeds == len(runs) else f"{name} ({seeds} of {len(runs)} seeds)"
+
+
 def differences(runs: Runs, size: int) -> Iterator[str]:
     """Write by how many points a tuned slice is ahead of the other arms on the same classes at the same budget."""
     tuned = budgets(runs, arm=TUNED, size=size)
@@ -176,7 +184,8 @@ def differences(runs: Runs, size: int) -> Iterator[str]:
         if row["budget"] in tuned and row["arm"] != TUNED
     )
     if others:
-        rows = [(f"{arm}, {budget:.0%}", {"arm": arm, "budget": budget, "size": size}) for arm, budget in others]
+        wheres = [{"arm": arm, "budget": budget, "size": size} for arm, budget in others]
+        rows = [(named(runs, where), where) for where in wheres]
         yield table(runs, rows, {"points": ahead}, corner=f"{TUNED}, is ahead of")
 
 
