@@ -49,6 +49,8 @@ def test_depthwise_convolutions_follow_their_producer() -> None:
         (lambda x: F.softmax(x, 1), "softmax mixes the channels"),
         (lambda x: x.view(2, 3, 4, 8, 8).transpose(1, 2).reshape(2, 12, 8, 8), "view writes the width into the code"),
         (lambda x: x.roll(3, 1), "roll writes the width into the code"),
+        (lambda x: x.roll(x.shape[1] // 2, 1), "roll writes the width into the code"),
+        (lambda x: torch.cat(x.split([5 * x.shape[1] // 12, x.shape[1] - 5 * x.shape[1] // 12], 1)[::-1], 1), "split"),
         (lambda x: torch.cat([x[:, 5:], x[:, :5]], 1), "getitem writes the width into the code"),
         (lambda x: x[:, torch.arange(11, -1, -1)], "getitem writes the width into the code"),
         (lambda x: x[:, :12] + x[:, [0] * 12], "add spreads it over other channels"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +18,7 @@ from ..graph.neurons import Neurons
 from ..graph.plan import build, place_of, plan, tensors_of
 from ..graph.record import evaluating, full_precision
 from ..graph.views import view_of
-from ..inputs import run
+from ..inputs import map_tensors, run
 from ..slices import Slice
 
 #: Largest difference allowed between two networks that compute the same, as a share of the largest logit (at least 1).
@@ -42,8 +44,7 @@ def extract(neurons: Neurons, slice_: Slice, *, classes: Sequence[str | int] | N
     indices = None if classes is None else _checked_classes(neurons, classes)
     what = plan(neurons, slice_, indices)
     small = build(neurons.model, what)
-    expected = eval_logits(held_view(neurons, what.held), neurons)
-    check_close(small, neurons, expected if indices is None else expected[:, indices], "cut")
+    check_close(small, neurons, held_view(neurons, what.held), "cut", classes=indices)
     return small
 
 
@@ -90,19 +91,28 @@ def _zeroed(flags: Tensor, axis: int, module: nn.Module, inputs: object, output:
     return output.masked_fill(flags.to(output.device).view(shape), 0)
 
 
-def check_close(network: nn.Module, neurons: Neurons, expected: Tensor, what: str, *, new_logits: int = 0) -> None:
-    """Raise unless a network that was made from a model gives the expected logits [B, C] on the model's example.
+def check_close(
+    network: nn.Module,
+    neurons: Neurons,
+    reference: nn.Module,
+    what: str,
+    *,
+    classes: Sequence[int] | None = None,
+    new_logits: int = 0,
+) -> None:
+    """Raise unless a network that was made from a model answers the model's example as a reference does.
 
-    The last `new_logits` of the network are not looked at.
+    Of the reference the logits of some `classes` are looked at, of the network all but the last `new_logits`.
     """
     try:
-        actual = eval_logits(network, neurons)
-        actual = actual[:, : actual.shape[1] - new_logits]
+        actual, expected = _logits((network, reference), neurons)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise TorchsliceError(
             f"the {what} network cannot run ({first_line(error)}): its forward depends on a width that changed. Let "
             "forward read widths from the tensors it gets."
         ) from error
+    actual = actual[:, : actual.shape[1] - new_logits]
+    expected = expected if classes is None else expected[:, classes]
     allowed = TOLERANCE.get(expected.dtype, 1e-5) * max(1.0, float(expected.abs().max()))
     difference = float((actual - expected).abs().max()) if actual.shape == expected.shape else float("nan")
     if not difference <= allowed:
@@ -111,6 +121,19 @@ def check_close(network: nn.Module, neurons: Neurons, expected: Tensor, what: st
             f"{allowed:.2g}); nothing is returned. Check that the model gives finite, repeatable logits in eval mode "
             "on this example, and that no hook on it changes them: the cut network has none."
         )
+
+
+def _logits(networks: Sequence[nn.Module], neurons: Neurons) -> list[Tensor]:
+    """Return the logits of networks on the example of some neurons.
+
+    With 16 bits a wrong cut looks like rounding, so copies in float32 answer, unless the code insists on its 16 bits.
+    """
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in networks[-1].parameters()):
+        sample = map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, neurons.sample)
+        wide = replace(neurons, sample=sample)
+        with suppress(RuntimeError):
+            return [eval_logits(copy.deepcopy(network).float(), wide) for network in networks]
+    return [eval_logits(network, neurons) for network in networks]
 
 
 def eval_logits(network: nn.Module, neurons: Neurons) -> Tensor:
