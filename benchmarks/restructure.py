@@ -141,7 +141,7 @@ class Restructuring(Part):
         limit = {"max_accuracy_loss": settings.max_accuracy_loss, "patience": settings.patience}
         target = settings.param_retention
         within = restructure(neurons, task, start, param_retention=target, **limit, **options)
-        reached, path = within.about["stopped"] == "target", within.log[: within.kept + 1]
+        reached, path = within.best["param_retention"] <= target, within.log[: within.kept + 1]
         least = path[0]["validation_accuracy"] - settings.max_accuracy_loss - 1e-9
         row = {
             "compression": 1 - within.best["param_retention"] if within.best["validation_accuracy"] >= least else 0.0,

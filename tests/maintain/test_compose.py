@@ -82,6 +82,12 @@ def test_a_part_for_two_classes_is_asked_once(weak: Neurons, strong: Neurons) ->
     assert made["replaced"]["replaced_accuracy"] > made["before"]["replaced_accuracy"]
 
 
+def test_other_logits_stay_whatever_the_order_of_the_parts(weak: Neurons, strong: Neurons) -> None:
+    made = replace_class(weak, {TASK.classes[1]: strong, FIRST: weak}, TASK)
+    assert [*made.costs] == ["network", f"part for {TASK.classes[1]}", "together"]
+    assert torch.equal(predict(made.model, TASK)[:, 2:], predict(weak.model, TASK)[:, 2:])
+
+
 def test_others_keep_their_accuracy_also_if_the_part_is_of_no_use(weak: Neurons) -> None:
     useless = find_neurons(lively(Tiny()), TASK.example, classes=TASK.classes)
     made = replace_class(weak, {FIRST: useless}, TASK)

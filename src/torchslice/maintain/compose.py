@@ -90,7 +90,7 @@ def replace(neurons: Neurons, parts: Mapping[str, Any], task: Task, *, renormali
             )
     named = {"network": neurons} | {f"part for {name}": part for name, part in parts.items()}
     asked = {id(part): name for name, part in reversed(named.items())}  # one that is named twice is asked once
-    networks = {name: _network(named[name], name, task, renormalise) for name in reversed(asked.values())}
+    networks = {name: _network(named[name], name, task, renormalise) for name in named if name in asked.values()}
     logits, own, labels = _side_by_side(networks, task), torch.tensor(indices), task.validation.labels
     width = logits.shape[1]
 

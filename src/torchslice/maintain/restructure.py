@@ -77,7 +77,8 @@ def restructure(
         The smallest network that lost no more accuracy than allowed, plain. The log has a row for "whole" (the model),
         "cut" (what the slice keeps), "cut, retrained", and each iteration. Retentions are fractions of the model,
         `sparsity` is the fraction of zeros among the weights. `about` says the method, the iterations, and what stopped
-        it: "target"; "accuracy" where one more iteration lost too much; "size" where nothing more can be cut.
+        it: "target"; "accuracy" where one more iteration lost too much; "size" where nothing more can be cut; "slice"
+        where the critical neurons alone lose too much, and the network of these is returned.
 
     Raises TorchsliceError before any training for a slice that keeps everything, or nothing of a layer, for unsuitable
     settings, and for a target that one neuron per layer would miss.
@@ -172,6 +173,9 @@ def restructure(
             stopped = "accuracy"
             break
         best, kept = network, len(log) - 1
+    if log[kept]["validation_accuracy"] < enough:
+        stopped = "slice"
+        console.print("the slice alone loses more than max_accuracy_loss; give a larger one, more epochs or patience")
     trainings = sum(row["step"] not in ("whole", "cut") for row in log)
     about = {"method": method, "stopped": stopped, "iterations": trainings}
     return Outcome(copy.deepcopy(best).eval(), tuple(log), kept, about)
