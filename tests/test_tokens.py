@@ -176,7 +176,7 @@ def test_an_export_takes_texts_of_any_length(format: str, trained: Neurons, task
 def test_the_card_of_a_network_of_texts_is_short_and_asks_for_no_permission(trained: Neurons, tmp_path: Path) -> None:
     path = tmp_path / "three.safetensors"
     ts.save(trained.model, path, classes=trained.classes, preprocessing=make_task().preprocessing)
-    text = card(read_record(path), "me/three")
+    text = card(read_record(path), 'pull("me/three")')
     assert '"tokenizer": "in the file", "pad_token": 0' in text and len(text) < 1500
     assert "allow_import" not in text and ts.load(path).classes == trained.classes
 

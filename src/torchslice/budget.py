@@ -5,8 +5,10 @@ Shapes: N neurons of a layer.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -14,7 +16,7 @@ from .cut.extract import extract, retention
 from .errors import TorchsliceError
 from .graph.neurons import Neurons
 from .inputs import device_of
-from .rankings import Ranking, widths
+from .rankings import Ranking, by_score, widths
 from .slices import Slice
 from .training.costs import latency
 from .training.ranks import current_ranks
@@ -87,10 +89,18 @@ def fit_budget(
     if (least := needs(part(0))) > most:
         raise TorchsliceError(
             f"no sub-model fits {name}={most:g}: the smallest, of {round_to} rows in every layer or all it has, "
-            f"needs {least:.3g}. Give {name}={least * 1.005:.2g} or more, or a smaller round_to."
+            f"needs {least:.3g}. Give {name}={_rounded_up(least):.3g} or more, or a smaller round_to."
         )
     share = _largest(SHARES, lambda share: needs(part(share)) <= most)
     return part(share, _largest(len(layers), lambda wider: needs(part(share, wider)) <= most))
+
+
+def check_budget(neurons: Neurons, **budget: Any) -> None:
+    """Raise for a budget that no slice meets, whichever neurons it keeps; see `fit_budget`.
+
+    >>> check_budget(neurons, classes=["3", "8"], mac_retention=0.5)
+    """
+    fit_budget(neurons, by_score({name: torch.zeros(layer.count) for name, layer in neurons.layers.items()}), **budget)
 
 
 def the_budget(
@@ -106,6 +116,16 @@ def the_budget(
         allowed = "above 0" if name == "latency_ms" else "in (0, 1]"
         raise TorchsliceError(f"{name} must be {allowed}, got {most}.")
     return name, most
+
+
+def _rounded_up(number: float) -> float:
+    """Return the next number of three digits, a hundredth more at most.
+
+    >>> _rounded_up(0.02712), _rounded_up(1.5)
+    (0.0272, 1.5)
+    """
+    unit = 10.0 ** (math.floor(math.log10(number)) - 2)
+    return round(math.ceil(number / unit - 1e-9) * unit, 12)
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .budget import fit_budget, the_budget
+from .budget import check_budget, fit_budget, the_budget
 from .cut.extract import extract
 from .data import Task, check_task
 from .errors import TorchsliceError
@@ -98,17 +98,17 @@ def reuse(
     sub_task = task.restrict(names)
     plain = without_gates(network, sub_task, gates=gates)
     if budget:
-        ranking = _ranking(plain, task, by, indices, seed=seed, progress=progress)
-        slice_ = fit_budget(
-            plain,
-            ranking,
-            classes=indices,
-            mac_retention=mac_retention,
-            param_retention=param_retention,
-            latency_ms=latency_ms,
-            powers=POWERS if isinstance(by, Mapping) else (1.0, 1.0),  # as they were trained
-            round_to=round_to,
-        )
+        limits: dict[str, Any] = {
+            "classes": indices,
+            "mac_retention": mac_retention,
+            "param_retention": param_retention,
+            "latency_ms": latency_ms,
+            "powers": POWERS if isinstance(by, Mapping) else (1.0, 1.0),  # as they were trained
+            "round_to": round_to,
+        }
+        if by is None and latency_ms is None:  # what would be measured in vain
+            check_budget(plain, **limits)
+        slice_ = fit_budget(plain, _ranking(plain, task, by, indices, seed=seed, progress=progress), **limits)
     else:
         slice_ = union(_slices(by, names))
     labels, best_epoch = sub_task.validation.labels, None
@@ -146,7 +146,7 @@ def reuse(
         costs={name: cost(net, plain.example) for name, net in both.items()},
         latency=measured(both, plain.example, repeats=REPEATS),
         seconds=seconds,
-        warnings=warnings_of(sub_task.classes, whole, scores[kept], labels, remedies),
+        warnings=warnings_of(sub_task.classes, whole, scores[kept], labels, remedies, temperature),
     )
 
 

@@ -193,7 +193,11 @@ def test_a_budget_that_no_sub_model_fits_says_the_smallest_one(torchslice, stand
     for run, budget in ((standard, ("--mac-retention", 0.001)), (subtasks, ("--latency-ms", 1e-6))):
         result = torchslice("extract", run, "--classes", "3,8", *budget, "--out", out, *CPU)
         assert result.code == 2 and not result.out and not out.exists()
-        assert re.search(f"no sub-model fits {budget[0]} .*: the smallest, .* needs .* Give {budget[0]} ", result.err)
+        least = re.search(f"no sub-model fits {budget[0]} .*: the smallest, .* Give {budget[0]} ([\\d.]+) ", result.err)
+        assert least is not None and "contributions" not in result.err  # nothing is measured in vain
+        if run == standard:
+            words = ("--classes", "3,8", "--finetune", 0, "--out", tmp_path / "least.safetensors", *CPU)
+            assert torchslice("extract", run, "--mac-retention", least[1], *words).code == 0
 
 
 # -- evaluate -----------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ LABELS = torch.arange(8) % 3
             SLICE,
             Stored(IMAGES.float(), LABELS),
             {},
-            "new samples are 8 samples like a tensor .* are 120 images of 1x8x8",
+            "new samples are a Stored, and those of stripes are Images; give a split of a task that is made alike",
         ),
         (SLICE, Images(IMAGES[:3], torch.arange(3)), {}, "3 new samples are too few"),
         (SLICE, DIMMED, {"validation_fraction": 1.5}, "between 0 and 1, got 1.5"),

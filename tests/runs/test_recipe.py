@@ -83,7 +83,7 @@ def test_the_network_is_the_same_every_time_and_the_random_state_is_left_alone()
     assert torch.get_rng_state().equal(state)
     seeded = replace(TINY, training=replace(TINY.training, seed=1)).make_model(task)
     assert not all(a.equal(b) for a, b in zip(one.parameters(), seeded.parameters(), strict=True))
-    assert TINY.check(task).features[0][0].in_channels == 1
+    assert TINY.check(task).model.features[0][0].in_channels == 1
 
 
 def test_what_cannot_be_trained_or_cut_is_said_before_training():

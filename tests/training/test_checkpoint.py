@@ -268,7 +268,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_interrupted_without_a_folder_says_so():
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(tiny_net(), tiny_task(), QUIET, objective=Interrupted(0))
-    assert "give a folder to be able to resume" in caught.value.__notes__[0]
+    assert "nothing of it was kept" in caught.value.__notes__[0]
 
 
 def test_nothing_is_left_where_the_first_write_fails(tmp_path, monkeypatch):

@@ -196,9 +196,9 @@ def _reason(error: BaseException) -> str:
     texts = [str(link) for link in chain]
     for text in texts:
         if found := re.search(r"OpOverload\(op='([\w.]+)'", text):
-            return f"there is no ONNX for the operation {found[1]}; replace it by others"
+            return f"there is no ONNX for the operation {found[1]}; replace it by others, or write a pt2"
     if any("specialized it to be a constant" in text for text in texts):
-        return "forward works at one batch size only; let it read sizes from the tensors it gets"
+        return "forward works at one batch size only; let it read sizes as x.shape[0], not len(x)"
     home = str(Path(torch.__file__).parent)
     lines = [frame for frame in traceback.extract_tb(chain[-1].__traceback__) if not frame.filename.startswith(home)]
     where = f", in {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""

@@ -29,7 +29,7 @@ def push(path: str | Path, repo: str, *, private: bool = True, client: Any = Non
     """
     hub = import_optional("huggingface_hub", extra="hub")
     client, record = client or hub.HfApi(), read_record(path)
-    files = {FILE: str(path), "README.md": card(record, repo).encode()}
+    files = {FILE: str(path), "README.md": card(record, f'pull("{repo}")').encode()}
     adds = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     try:
         client.create_repo(repo, private=private, exist_ok=True)
@@ -63,11 +63,14 @@ def _brief(preprocessing: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 @reading_record()
-def card(record: Mapping[str, Any], repo: str) -> str:
+def card(record: Mapping[str, Any], file: str) -> str:
     """Return the model card of an artefact, Markdown: what it is for, what it costs, what it says of itself, its use.
 
+    Args:
+        file: code that gives its path: a call of something in `torchslice.artefact`.
+
     >>> ts.save(small, folder / "pair.safetensors", classes=["3", "8"])
-    >>> print(card(read_record(folder / "pair.safetensors"), "me/pair").splitlines()[6])
+    >>> print(card(read_record(folder / "pair.safetensors"), "pull('me/pair')").splitlines()[6])
     A network that tells 2 classes apart: 3, 8.
     """
     known = about(record)
@@ -82,8 +85,8 @@ def card(record: Mapping[str, Any], repo: str) -> str:
         *("---", "library_name: torchslice", "tags:", "- torchslice", "---", ""),
         f"A network that tells {len(known['classes'])} classes apart: {classes}.",
         *("", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures), ""),
-        *("```python", "import torchslice as ts", "from torchslice.artefact import pull", ""),
-        *(f'part = ts.load(pull("{repo}"){permission})', "logits = part.model(inputs)  # in the order of part.classes"),
+        *("```python", "import torchslice as ts", f"from torchslice.artefact import {file.partition('(')[0]}", ""),
+        *(f"part = ts.load({file}{permission})", "logits = part.model(inputs)  # in the order of part.classes"),
         *("```", ""),
         f"Inputs are made so: `{json.dumps(_brief(record['preprocessing']))}`.",
         *([f"Loading imports {', '.join(own)}, which runs its code."] if own else []),

@@ -136,7 +136,9 @@ class Store:
         read_record(file)
         with locked(self.folder, wait_seconds=WAIT_SECONDS):
             if target.exists() and not overwrite:
-                raise TorchsliceError(f"{self.folder} has an artefact {name!r}; give another name, or overwrite it.")
+                raise TorchsliceError(
+                    f"{self.folder} has an artefact {name!r}; give another name, or overwrite it (--force)."
+                )
             atomic_write(target, lambda temporary: shutil.copyfile(file, temporary))  # type: ignore[arg-type]
             entry = self._entry(target, None)
         self.entries()

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import TorchsliceError
 from ..find.semantic import METRICS, Contributions, PerLayer
 from ..runs.source import Source
-from ..slices import Slice, union
+from ..slices import Slice
 from .common import check_needs, flag, given_options
 
 
@@ -36,9 +36,9 @@ def check_critical(context: typer.Context, option: str, *, scored: bool = False,
 
 
 def critical_of(source: Source, found: Contributions | None, *, neuron_fraction: float | None, seed: int) -> Slice:
-    """Return the union of the class slices, or the fraction of every layer's neurons that contributes most."""
+    """Return what the class slices need together, or the fraction of every layer's neurons that contributes most."""
     if neuron_fraction is None or found is None:
-        return union(source.slices(seed=seed).values())
+        return source.critical(seed=seed)
     return PerLayer(neuron_fraction).choose(found).critical
 
 

@@ -92,4 +92,6 @@ def extend(
     save(made, out, preprocessing=known.preprocessing, slice=kept, metrics=figures)
     result = {"artefact": str(out), "known": start.classes, "new": task.classes, **figures}
     words = opened.data if new is None else opening.words(new)
+    if not {*start.classes, *task.classes} <= {*other.classes}:
+        words = ["DATA"]  # of all its classes, which neither data set has
     common.emit(result, f"{made}\n{common.next_evaluate(out, opened, words)}", as_json=as_json)

@@ -12,7 +12,6 @@ from ..artefact import save
 from ..find.semantic import contributions
 from ..maintain.readapt import TRAINING
 from ..runs.source import Opening
-from ..slices import union
 from ..training import Training
 from . import common
 from .critical import check_critical, mean_scores
@@ -60,7 +59,7 @@ def readapt(
     samples = given.train.relabelled(torch.tensor(task.class_indices(given.classes))[given.train.labels])
     maintain.check_samples(samples, task)
     if param_fraction is None:
-        critical = union(opened.slices(seed=training.seed).values())
+        critical = opened.critical(seed=training.seed)
     else:
         scores = mean_scores(contributions(neurons, task, metric=metric, seed=training.seed))
         critical = maintain.top_by_score_per_parameter(neurons, scores, param_fraction)

@@ -9,6 +9,7 @@ import typer
 
 from ..find.semantic import METRICS, contributions
 from ..graph.find import find_neurons
+from ..imports import import_optional
 from ..judge import evaluate_stages
 from ..runs.run import Run
 from ..runs.source import Opening
@@ -47,6 +48,7 @@ def report(
     """
     common.check_out(out, force=force)
     _ = METRICS[metric]  # says which there are
+    import_optional("matplotlib.figure", extra="report")
     run = Run.open(source) if Path(source).is_dir() else None
     rows = [] if run is None else run.rows
     shown: dict[str, Any] = {"title": source, "rows": rows}

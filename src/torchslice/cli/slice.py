@@ -72,7 +72,7 @@ def slice(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="File to write (default: slices.json in the run; needed without one).",
+            help="File to write (default: slices.json in the run, whose slices it replaces; needed without one).",
             show_default=False,
         ),
     ] = None,

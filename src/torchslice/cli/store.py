@@ -79,8 +79,8 @@ def show(folder: Folder, name: Name, as_json: common.Json = False) -> None:
 
     Example:  torchslice store show parts pets
     """
-    record = read_record(Store(folder).path(name))
-    common.emit(record, hub.card(record, name).rstrip(), as_json=as_json)
+    record = read_record(existing(folder).path(name))
+    common.emit(record, hub.card(record, f'Store("{folder}").path("{name}")').rstrip(), as_json=as_json)
 
 
 def verify(folder: Folder, as_json: common.Json = False) -> None:
@@ -99,7 +99,7 @@ def remove(folder: Folder, name: Name) -> None:
 
     Example:  torchslice store remove parts pets
     """
-    Store(folder).remove(name)
+    existing(folder).remove(name)
 
 
 def push(
@@ -112,7 +112,7 @@ def push(
 
     Example:  torchslice store push parts pets me/pets
     """
-    print(hub.push(Store(folder).path(name), repo, private=not public))
+    print(hub.push(existing(folder).path(name), repo, private=not public))
 
 
 def pull(folder: Folder, repo: Repo, name: Name, force: common.Force = False, as_json: common.Json = False) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..budget import check_budget
+from ..errors import TorchsliceError
 from ..runs.recipe import NEEDS, Method, Recipe, absolute
 from ..runs.run import Run, settled
 from ..runs.source import Opening
@@ -42,7 +45,8 @@ def train(
     options = opening.model_arguments, opening.data_options
     recipe = settled(out, Recipe(absolute(model), absolute(data), method, training, *options, train_limit))
     task = recipe.load_task(opening.data_dir)
-    size = sum(parameter.numel() for parameter in recipe.check(task).parameters())
+    neurons = recipe.check(task)
+    size = sum(parameter.numel() for parameter in neurons.model.parameters())
     run = Run.start(out, recipe, task, data_dir=opening.data_dir)
     done, epochs = run.epochs_done, training.epochs
     common.say(f"method {method.method}: {model}, {size:,} parameters, on {task!r}")
@@ -56,6 +60,9 @@ def train(
     last = history[-1]
     text = f"{out}: validation accuracy {last['validation_accuracy']:.2%} after {last['epoch']} epochs\n"
     result = {"run": str(out), "resumed_after": done, "history": history}
-    part = ["--classes", ",".join(task.classes[:2]), "--mac-retention", "0.4", "--out", "part.safetensors"]
-    step = ["slice", str(out)] if method.method == "gates" else ["extract", str(out), *part]
+    step = ["slice", str(out)]
+    with suppress(TorchsliceError):  # raised where the network is too narrow for this budget
+        check_budget(neurons, classes=task.classes[:2], mac_retention=0.4)
+        part = ["--classes", ",".join(task.classes[:2]), "--mac-retention", "0.4", "--out", "part.safetensors"]
+        step = step if method.method == "gates" else ["extract", str(out), *part]
     common.emit(result, f"{text}{common.next_step(*step)}", as_json=as_json)

@@ -70,7 +70,8 @@ def _csv(path: Path) -> Labelled:
             reader = csv.DictReader(file)
             if not {"text", "label"} <= {*(reader.fieldnames or ())}:
                 raise TorchsliceError(
-                    f"{path} needs a first line that names the columns text and label; it is {reader.fieldnames}."
+                    f"{path} needs a first line that names the columns text and label; it begins with "
+                    f"{', '.join(reader.fieldnames or ['nothing'])[:60]!r}."
                 )
             for row in reader:
                 for column, found in (("text", texts), ("label", labels)):

@@ -75,7 +75,8 @@ def _part(neurons: Neurons, first: bool) -> Slice:
     These are the `first` ones of every layer, which no code mistakes that divides a layer by a fraction of its width,
     or random ones, which none mistakes that divides it by a number.
     """
-    chance, kept, masks = random.Random(0), {}, {}
+    chance, masks = random.Random(0), {}
+    kept: dict[int, bool] = {}
     for name in neurons.layers:
         wires = neurons.wires_of(name).tolist()
         new = [wire for wire in dict.fromkeys(wires) if wire not in kept]

@@ -161,7 +161,9 @@ def compose(parts: Sequence[Any], task: Task, *, renormalise: bool = False) -> C
 def _network(part: Any, name: str, task: Task, renormalise: bool) -> nn.Module:
     """Return a copy of the network of a part, which takes the inputs of a task; raise where there is none."""
     model, classes = getattr(part, "model", None), getattr(part, "classes", None) or task.classes
-    if not isinstance(model, nn.Module) or getattr(part, "output", None) is not None:
+    if getattr(part, "output", None) is not None:
+        raise TorchsliceError(f"{name} has output=, which is not kept in a file; give a model that returns its logits.")
+    if not isinstance(model, nn.Module):
         raise TorchsliceError(
             f"{name} must be a network with its classes, whose result is logits: what reuse or load returns, or "
             f"find_neurons(model, example, classes=[...]); got {type(part).__name__}."

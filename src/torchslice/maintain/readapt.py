@@ -162,7 +162,11 @@ def check_readapting(replay: float | Sequence[float] = 1.0, *, param_fraction: f
 def check_samples(samples: Split, task: Task) -> Split:
     """Return new samples as they are prepared and augmented in a task; raise where they are none of it."""
     if type(samples) is not type(task.train):
-        raise TorchsliceError(f"the new samples are {samples!r}, and those of {task.name} are {task.train!r}.")
+        kind, given = type(task.train).__name__, type(samples).__name__
+        raise TorchsliceError(
+            f"the new samples are a {given}, and those of {task.name} are {kind}; give a split of a task that is made "
+            "alike, such as ts.data.task(loader, classes=...).train."
+        )
     if len(samples) < 4:
         raise TorchsliceError(f"{len(samples)} new samples are too few to train on and to choose by; give at least 4.")
     if int(samples.labels.max()) >= len(task.classes):

@@ -15,6 +15,7 @@ from ..data import Task
 from ..errors import TorchsliceError
 from ..find import gates
 from ..graph.find import find_neurons
+from ..graph.neurons import Neurons
 from ..inputs import Inputs
 from ..models.fast import Fast
 from ..registry import unknown
@@ -104,14 +105,12 @@ class Recipe:
         """Build the untrained network, the same one every time."""
         return make_model(self.model, task, self.model_arguments, seed=self.training.seed)
 
-    def check(self, task: Task) -> nn.Module:
-        """Return the untrained network; raise for what cannot be trained on the task, or cut afterwards."""
+    def check(self, task: Task) -> Neurons:
+        """Return the neurons of the untrained network; raise for what cannot be trained on the task, or cut later."""
         counts = task.train.labels.bincount(minlength=len(task.classes))  # [C]
         if empty := [name for name, n in zip(task.classes, counts, strict=True) if not n]:
             raise TorchsliceError(f"class {empty[0]!r} of {task.name} has no training sample; raise train_limit=.")
-        model = self.make_model(task)
-        find_neurons(model, task.example, classes=task.classes)
-        return model
+        return find_neurons(self.make_model(task), task.example, classes=task.classes)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the recipe as JSON-able data."""

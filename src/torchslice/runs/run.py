@@ -31,7 +31,7 @@ from ..find.gates import GatedModel
 from ..graph.find import find_neurons
 from ..graph.neurons import Neurons
 from ..rankings import Ranking, widths
-from ..slices import Slice
+from ..slices import Slice, union
 from ..training import Objective, Training, fit
 from ..training.checkpoint import FILE as CHECKPOINT
 from ..training.checkpoint import MODEL, read_checkpoint
@@ -241,12 +241,21 @@ class Run:
 
     def slices(self) -> dict[str, Slice]:
         """Return the class slices that were found last; of sub-task training, first of all those of its rankings."""
-        again = f"torchslice slice {self.folder} --by {self.by}"
         if self._found.path.is_file():
-            return self._found.read(Slice, _digest(self._checkpoints[-1]), f"find the slices anew: {again}")
+            return self._found.read(Slice, _digest(self._checkpoints[-1]), f"find the slices anew: {self._again}")
         if self.recipe.method.method == "subtasks" and self.epochs_done:
             return prefixes(self.rankings())
-        raise TorchsliceError(f"{self.folder} has no slices yet; find them with: {again}")
+        raise TorchsliceError(f"{self.folder} has no slices yet; find them with: {self._again}")
+
+    def critical(self) -> Slice:
+        """Return the neurons that all classes together need, of the slices that were found last."""
+        if self._found.path.is_file():
+            return self._found.critical(_digest(self._checkpoints[-1]), f"find the slices anew: {self._again}")
+        return union(self.slices().values())
+
+    @property
+    def _again(self) -> str:
+        return f"torchslice slice {self.folder} --by {self.by}"
 
 
 def prefixes(rankings: Mapping[str, Ranking], share: float = SHARE) -> dict[str, Slice]:

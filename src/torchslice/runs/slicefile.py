@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import TorchsliceError
 from ..files import atomic_write, digest_of
 from ..rankings import Ranking
-from ..slices import Slice
+from ..slices import Slice, union
 
 FORMAT_VERSION = 2
 T = TypeVar("T", Slice, Ranking)
@@ -54,6 +54,12 @@ class SliceFile:
         except Exception as error:  # damaged data can be wrong in any way
             raise TorchsliceError(f"{self.path} is damaged ({error}); {remedy}") from error
 
+    def critical(self, weights: str, remedy: str) -> Slice:
+        """Return what all classes together need: what was found so, else the union of the class slices."""
+        slices = self.read(Slice, weights, remedy)
+        found = read_json(self.path).get("found", {}).get("critical")
+        return union(slices.values()) if found is None else Slice.from_plain(found)
+
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """Return the JSON object in a file, which must have the given keys and a version that is known here."""
@@ -61,7 +67,9 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         content = json.loads(path.read_text())
         missing = [key for key in ("format_version", *keys) if key not in content]
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise TorchsliceError(f"{path} is damaged ({error}); delete it and make it again.") from error
+        raise TorchsliceError(
+            f"{path} is not of torchslice, or damaged ({error}); name another file, or make it again."
+        ) from error
     if missing or not isinstance(content, dict):
         raise TorchsliceError(f"{path} is not of torchslice, or damaged: it has no {', '.join(missing)}.")
     if content["format_version"] != FORMAT_VERSION:

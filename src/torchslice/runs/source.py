@@ -74,6 +74,15 @@ class Source:
             return self.run.slices()
         return class_slices(self.neurons(), self.task, strategy=ReachTheta(), seed=seed)
 
+    def critical(self, *, seed: int = 0) -> Slice:
+        """Return the neurons that all its classes together need, by the same slices."""
+        if self.slice_file is not None:
+            again = f"find them anew: torchslice slice {self.name} ..."
+            return self.slice_file.critical(digest_of_model(self.model), again)
+        if self.run is not None:
+            return self.run.critical()
+        return class_slices(self.neurons(), self.task, strategy=ReachTheta(), seed=seed).critical
+
     def rankings(self) -> dict[str, Ranking] | None:
         """Return the class rankings of sub-task training; None for everything that was trained in another way."""
         return self.run.rankings() if self.run is not None and self.run.by == "training" else None
@@ -142,9 +151,9 @@ class Opening:
         if path.exists() and (self.weights is not None or arguments):
             raise TorchsliceError(f"{name} has its own weights; weights= and model_argument= are for a MODEL by name.")
         if path.is_dir():
+            run = Run.open(path)
             if data_name is not None or (new is None and self.data_option):
                 raise TorchsliceError(f"{name} is a run, which knows its data: DATA and data_option= play no part.")
-            run = Run.open(path)
             run.check_finished()
             task, recipe = run.load_task(self.data_dir), run.recipe
             words = data_words(recipe.data, recipe.data_options, self.data_dir or run.data_dir)

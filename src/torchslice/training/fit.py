@@ -152,7 +152,7 @@ def fit(
         except KeyboardInterrupt as interrupt:
             done = history[-1]["epoch"] if history else 0
             kept = f"the first {done} of {training.epochs} epochs are in {folder}; the same call resumes after them"
-            kept = kept if checkpoint else "give a folder to be able to resume"
+            kept = kept if checkpoint else "nothing of it was kept, as it has no folder"
             interrupt.add_note(f"Training was interrupted; {kept}.")
             raise
         finally:

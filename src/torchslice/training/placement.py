@@ -69,7 +69,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         chosen = torch.device(device)
         torch.zeros((), device=chosen).item()  # which the meta device cannot
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TorchsliceError(f"device {str(device)!r} cannot be used here. Choose auto, cpu or cuda.") from error
+        there = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        raise TorchsliceError(f"device {str(device)!r} cannot be used here. Choose {' or '.join(there)}.") from error
     return chosen
 
 
