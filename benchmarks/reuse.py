@@ -104,7 +104,7 @@ ARMS = {
     "control: trained to be cut, statistics only": "of the network trained to be cut, not fitted either",
     "control: random slice": "random neurons of the whole network, as many in every layer, fitted alike, never tuned",
     "control: random slice, tuned": "random neurons of the whole network, as many in every layer, tuned alike",
-    "control: from scratch": "a new network as wide, with the weights that the whole one began with, in as many steps",
+    "control: from scratch": "a new network as wide, its weights drawn anew, in as many steps",
     "control: from scratch, longer": "the same in ten times the steps, for the first sub-task of each size",
     "MwT, as published": "gates dropped; ReLU and a linear layer on the old logits, fine-tuned for ten epochs",
     "MwT, folded": "mean gates of the classes in the weights, statistics of the classes, never tuned",
@@ -364,11 +364,9 @@ class Reusing(Part):
         return Training(epochs=epochs, seed=self.seed, device=self.device, progress=self.progress)
 
     def scratch(self, slice_: Slice, labels: Labels, times: int) -> Trained:
-        """Train a new network as wide as a slice, with the weights that the whole one began with."""
-        neurons, only = neurons_of(self.new(self.task), self.task), self.only(labels)
-        widths = {layer: int(slice_[layer].sum()) for layer in slice_.layers}
-        first = Slice({layer: torch.arange(n) < widths[layer] for layer, n in slice_.layers.items()})
-        small = extract(neurons, first, classes=labels).to(device_of(self.standard.model))  # as the others are
+        """Train a new network as wide as a slice."""
+        small, only = extract(self.standard, slice_, classes=labels), self.only(labels)
+        small = judge.reinitialised(small, seed=self.seed)  # by its own widths, as a new network would be
         epochs = times * self.tuning(small, cost(small, self.task.example).macs, len(only.train))
         model = ts.finetune(small, only, replace(self.training, epochs=epochs)).model
         return model, epochs * len(only.train)

@@ -100,7 +100,8 @@ def check_budget(neurons: Neurons, **budget: Any) -> None:
 
     >>> check_budget(neurons, classes=["3", "8"], mac_retention=0.5)
     """
-    fit_budget(neurons, by_score({name: torch.zeros(layer.count) for name, layer in neurons.layers.items()}), **budget)
+    by_set = by_score({name: -of.double() for name, of in neurons.sets.items()})  # what leaves together comes together
+    fit_budget(neurons, by_set, **budget)
 
 
 def the_budget(

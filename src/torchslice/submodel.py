@@ -85,7 +85,7 @@ def reuse(
     (('3', '8'), True)
     >>> ts.save(pair, folder / "pair.safetensors")
     """
-    check_task(task)
+    check_task(task, network.classes if isinstance(network, Neurons) else None)
     started = time.perf_counter()
     if training is not None and not tune:
         raise TorchsliceError("training= plays no part with tune=False; leave one of them out.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -157,10 +158,17 @@ class Task:
         return f"Task({self.name}: {len(self.classes)} classes, train: {self.train!r}, {others})"
 
 
-def check_task(task: Task) -> None:
-    """Raise unless this is a task."""
+def check_task(task: Task, classes: Sequence[str] | None = None) -> None:
+    """Raise unless this is a task, and of these classes in this order, where a network names its own."""
     if not isinstance(task, Task):
         raise TorchsliceError(f"expected a Task, got {type(task).__name__}; make one: torchslice.data.task(train=...).")
+    if classes is not None and tuple(classes) != task.classes:
+        first = next(i for i, pair in enumerate(zip_longest(classes, task.classes)) if pair[0] != pair[1])
+        own, given = (f"{names[first]!r}" if first < len(names) else "nothing" for names in (classes, task.classes))
+        raise TorchsliceError(
+            f"logit {first} of the network is {own}, and class {first} of {task.name} is {given}; give "
+            "task.restrict(neurons.classes), which has the classes of the network in its order."
+        )
 
 
 def joined(known: Task, new: Task) -> Task:

@@ -27,8 +27,8 @@ def random_like(slice_: Slice, *, seed: int = 0) -> Slice:
 def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
     """Return an untrained copy of a model, every layer drawn anew by its own `reset_parameters`.
 
-    Parameters that no layer can reset (class tokens, layer scales) are drawn with mean 0 and deviation 0.02. Drawn on
-    the CPU, so that every device starts from the same numbers.
+    Parameters that no layer can reset (class tokens, layer scales) are drawn with mean 0 and deviation 0.02; those of
+    norms become 1, and their biases 0. Drawn on the CPU, so that every device starts from the same numbers.
 
     >>> untrained = reinitialised(small, seed=1)
     """
@@ -40,7 +40,10 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if reset is not None:
                 reset()
-            else:
-                for parameter in module.parameters(recurse=False):
+                continue
+            for name, parameter in module.named_parameters(recurse=False):
+                if type(module).__name__.endswith("Norm"):
+                    parameter.fill_(name != "bias")
+                else:
                     parameter.normal_(std=0.02)
     return model.to(device)

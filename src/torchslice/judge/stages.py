@@ -129,7 +129,7 @@ def evaluate_stages(
     1
     """
     check_neurons(neurons)
-    check_task(task)
+    check_task(task, neurons.classes)
     indices = task.sub_task_labels(classes)
     if scratch is None and training is not None:
         scratch = replace(training, learning_rate=0.05)

@@ -91,7 +91,10 @@ def replace(neurons: Neurons, parts: Mapping[str, Any], task: Task, *, renormali
     named = {"network": neurons} | {f"part for {name}": part for name, part in parts.items()}
     asked = {id(part): name for name, part in reversed(named.items())}  # one that is named twice is asked once
     networks = {name: _network(named[name], name, task, renormalise) for name in named if name in asked.values()}
-    logits, own, labels = _side_by_side(networks, task), torch.tensor(indices), task.validation.labels
+    own, labels = torch.tensor(indices), task.validation.labels
+    if torch.isin(labels, own).all():
+        raise TorchsliceError(f"{task.name} has no validation sample of the other classes; give some, to hold them by.")
+    logits = _side_by_side(networks, task)
     width = logits.shape[1]
 
     def rows(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +142,10 @@ def compose(parts: Sequence[Any], task: Task, *, renormalise: bool = False) -> C
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise TorchsliceError(f"more than one part knows {', '.join(map(repr, twice))}; give every class to one part.")
     task = task.restrict(names)
+    if unseen := sorted({*range(len(names))} - {*task.validation.labels.tolist()}):
+        raise TorchsliceError(
+            f"{task.name} has no validation sample of {names[unseen[0]]!r}; give some of every class."
+        )
     networks = {f"part {n}": _network(part, f"part {n}", task, renormalise) for n, part in enumerate(parts, start=1)}
     logits, labels = _side_by_side(networks, task), task.validation.labels
     sizes = torch.tensor([len(part.classes) for part in parts])

@@ -82,7 +82,7 @@ def report(
     >>> page.save(folder / "report.html")
     """
     check_neurons(neurons)
-    check_task(task)
+    check_task(task, neurons.classes)
     if scores is not None:
         scores.check_of(neurons, task)
     found = None if scores is None else groups(neurons, scores, metric=metric)

@@ -157,7 +157,7 @@ def contributions(
             f"got {names}, {samples_per_class} and {batch_size}."
         )
     check_neurons(neurons)
-    check_task(task)
+    check_task(task, neurons.classes)
     _check_classes(neurons, task)
     terms = list(dict.fromkeys(term for m in chosen.values() for term in m.terms))
     if any("contribution" in reads(term) for term in terms):
