@@ -159,13 +159,13 @@ def test_it_is_tuned_for_a_minute_unless_told_otherwise(task, neurons, slices, m
 def test_what_is_weak_is_said():
     labels, remedies = torch.tensor([0] * 6 + [1] * 4), ("a larger budget", "more epochs of tuning")
 
-    def said(whole, part, per_class=(0.5, 0.5), before=(0.5, 0.5), temperature=1.0):
+    def said(whole, part, per_class=(0.5, 0.5), before=(0.5, 0.5), unsure=False):
         scores = Accuracy(whole, before), Accuracy(part, per_class)
-        return warnings_of(CLASSES, *scores, labels, remedies, temperature)
+        return warnings_of(CLASSES, *scores, labels, remedies, unsure)
 
-    assert said(0.9, 0.871) == said(0.9, 0.871, temperature=None) == ()
-    (unsure,) = said(0.9, 0.9, temperature=19.99)
-    assert "divided by 20, the most that is tried: on 10 validation samples" in unsure
+    assert said(0.9, 0.871) == ()
+    (unsure,) = said(0.9, 0.9, unsure=True)
+    assert "divided by the most that is tried: on 10 validation samples" in unsure
     (weak,) = said(0.9, 0.85, (0.9, 0.8), (0.9, 0.9))
     assert weak == (
         "the sub-model is 5.0 points worse than the whole network, most on '8' (80.0% instead of 90.0%). "

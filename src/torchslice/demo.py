@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -70,16 +71,17 @@ def run_demo(
     say("3. Cut sub-models out. Test accuracy on their classes after each step; mean of the networks (lowest to")
     say("   highest):")
     made = [[_make(*one, classes, device) for classes in TASKS] for one in trained]
-    scores = [_scores([row[place] for row in made]) for place in range(len(TASKS))]
+    scores = [{step: [of[step] for _, of in column] for step in column[0][1]} for column in zip(*made, strict=True)]
     rows = [(" ".join(classes), *map(_spread, of.values())) for classes, of in zip(TASKS, scores, strict=True)]
-    say(_indented(table(("digits", *scores[0]), rows)))
+    say(indent(f"{table(('digits', *scores[0]), rows)}\n", "   "))
     say("   The control has as many random neurons in every layer and went the same way, fine-tuning included.\n")
 
     say("4. Compare size and speed of the first network's sub-models with the whole network.")
     networks = {"whole": network, **{" ".join(one.classes): one.model for one, _ in made[0]}}
-    costs = _costs(networks, task)
-    headings = ("network", "parameters", "MACs", f"ms for {BATCH} images")
-    say(_indented(table(headings, [_cost_row(name, figures) for name, figures in costs.items()])))
+    times = latency_ms(networks, task.example, batch_sizes=(BATCH,))
+    costs = {name: cost(net, task.example) for name, net in networks.items()}
+    rows = [(name, f"{size.parameters:,}", f"{size.macs:,}", str(times[name][BATCH])) for name, size in costs.items()]
+    say(indent(f"{table(('network', 'parameters', 'MACs', 'latency'), rows)}\n", "   "))
 
     say("5. Save them, and load one back.")
     files = [folder / f"digits-{'-'.join(one.classes)}.safetensors" for one, _ in made[0]]
@@ -100,7 +102,7 @@ def run_demo(
             {"classes": classes, "accuracy": score, "file": str(file)}
             for classes, score, file in zip(TASKS, scores, files, strict=True)
         ],
-        "costs": costs,
+        "costs": {name: {**asdict(size), "latency": asdict(times[name][BATCH])} for name, size in costs.items()},
         "bit_equal": equal,
     }
 
@@ -133,30 +135,6 @@ def _make(
     }
 
 
-def _scores(made: Sequence[tuple[Reused, dict[str, float]]]) -> dict[str, list[float]]:
-    """Return the accuracies of one sub-task in all networks, by step."""
-    return {step: [scores[step] for _, scores in made] for step in made[0][1]}
-
-
-def _costs(networks: Mapping[str, nn.Module], task: Task) -> dict[str, dict[str, Any]]:
-    """Return parameters, multiply-accumulates and latency by network, measured side by side."""
-    times = latency_ms(networks, task.example, batch_sizes=(BATCH,))
-    return {
-        name: {**asdict(cost(model, task.example)), "latency": asdict(times[name][BATCH])}
-        for name, model in networks.items()
-    }
-
-
-def _cost_row(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
-    time = figures["latency"]
-    spread = f"{time['median_ms']:.2f} ({time['lower_quartile_ms']:.2f} to {time['upper_quartile_ms']:.2f})"
-    return name, f"{figures['parameters']:,}", f"{figures['macs']:,}", spread
-
-
 def _spread(values: Sequence[float]) -> str:
     """Write a mean with the lowest and the highest value."""
     return f"{percent(fmean(values))} ({100 * min(values):.1f} to {100 * max(values):.1f})"
-
-
-def _indented(text: object) -> str:
-    return "".join(f"   {line}\n" for line in str(text).splitlines())

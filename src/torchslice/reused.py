@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .judge.calibrate import HOTTEST
 from .slices import Slice
 from .tables import percent, table
 from .training import Accuracy, Cost, Latency
@@ -112,7 +111,7 @@ def warnings_of(
     part: Accuracy,
     labels: Tensor,
     remedies: Sequence[str],
-    temperature: float | None = None,
+    unsure: bool = False,
 ) -> tuple[str, ...]:
     """Say what is weak about a sub-model, and what to try; `labels` are of the validation samples.
 
@@ -134,10 +133,10 @@ def warnings_of(
             f"the sub-model is {100 * lost:.1f} points worse than the whole network, most on {worst!r} ({after} "
             f"instead of {before}). Try {' or '.join(remedies)}."
         )
-    if temperature is not None and temperature > 0.99 * HOTTEST:
+    if unsure:
         found.append(
-            f"its logits were divided by {HOTTEST:g}, the most that is tried: on {len(labels)} validation samples its "
-            "confidence says little. Give more of them."
+            f"its logits were divided by the most that is tried: on {len(labels)} validation samples its confidence "
+            "says little. Give more of them."
         )
     unknown = [name for name, score in zip(classes, part.per_class, strict=True) if score is None]
     if unknown:

@@ -24,6 +24,7 @@ from .graph.find import find_neurons
 from .graph.neurons import Neurons
 from .inputs import device_of
 from .judge import calibrate, predict, repair
+from .judge.calibrate import HOTTEST
 from .rankings import POWERS, Ranking, by_best_rank, by_mean_score
 from .registry import unknown
 from .reused import Reused, warnings_of
@@ -128,6 +129,7 @@ def reuse(
     with suppress(TorchsliceError):  # raised where the logits are no layer's output
         neurons = find_neurons(model, plain.example, classes=names, output=plain.output)
         model, temperature = calibrate(neurons, sub_task, logits=answers[kept])
+    unsure = temperature is not None and temperature > 0.99 * HOTTEST
     seconds = time.perf_counter() - started
     original = network.model if isinstance(network, Neurons) else network
     whole = accuracy_of(predict(original, sub_task, "validation", output=plain.output)[:, indices], labels)
@@ -146,7 +148,7 @@ def reuse(
         costs={name: cost(net, plain.example) for name, net in both.items()},
         latency=measured(both, plain.example, repeats=REPEATS),
         seconds=seconds,
-        warnings=warnings_of(sub_task.classes, whole, scores[kept], labels, remedies, temperature),
+        warnings=warnings_of(sub_task.classes, whole, scores[kept], labels, remedies, unsure),
     )
 
 

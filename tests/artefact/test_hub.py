@@ -39,8 +39,10 @@ class FakeHub:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> FakeHub:
-    return FakeHub(tmp_path / "hub")
+def hub(tmp_path: Path, monkeypatch) -> FakeHub:
+    fake = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: fake)
+    return fake
 
 
 @pytest.fixture
@@ -61,15 +63,15 @@ def test_the_fake_client_takes_what_the_real_one_takes() -> None:
 
 
 def test_what_is_pushed_is_pulled_bit_for_bit(hub: FakeHub, pets: Path) -> None:
-    assert push(pets, "me/pets", client=hub) == "https://huggingface.co/me/pets"
+    assert push(pets, "me/pets") == "https://huggingface.co/me/pets"
     assert hub.private == {"me/pets": True}
-    path = pull("me/pets", revision="v1", client=hub)
+    path = pull("me/pets", revision="v1")
     assert path.name == "v1.safetensors" and path.read_bytes() == pets.read_bytes()
     assert load(path).classes == ("cat", "dog")
 
 
 def test_the_card_says_what_the_file_says(hub: FakeHub, pets: Path) -> None:
-    push(pets, "me/pets", private=False, client=hub)
+    push(pets, "me/pets", private=False)
     assert hub.private == {"me/pets": False}
     text = (hub.folder / "me/pets/README.md").read_text()
     found = ModelCard(text)
@@ -95,16 +97,16 @@ def test_a_card_of_a_record_that_torchslice_did_not_write_is_refused(pets: Path,
 
 
 def test_a_damaged_file_is_neither_pushed_nor_pulled(hub: FakeHub, pets: Path) -> None:
-    push(pets, "me/pets", client=hub)
+    push(pets, "me/pets")
     content = bytearray(pets.read_bytes())
     content[-3] ^= 1
     for path in (pets, hub.folder / "me/pets" / FILE):
         path.write_bytes(content)
-    for action in (lambda: push(pets, "me/pets", client=hub), lambda: pull("me/pets", client=hub)):
+    for action in (lambda: push(pets, "me/pets"), lambda: pull("me/pets")):
         with pytest.raises(TorchsliceError, match="does not match its hash"):
             action()
 
 
 def test_errors_of_the_hub_are_one_line(hub: FakeHub) -> None:
     with pytest.raises(TorchsliceError, match="cannot pull torchslice.safetensors from me/none: 404: me/none"):
-        pull("me/none", client=hub)
+        pull("me/none")

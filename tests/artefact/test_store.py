@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -14,7 +13,6 @@ from torch import nn
 
 from torchslice import models
 from torchslice.artefact import Store, load, save
-from torchslice.artefact.store import INDEX
 from torchslice.errors import TorchsliceError
 
 
@@ -78,30 +76,12 @@ def test_the_files_are_the_truth(store: Store) -> None:
     artefact(store.folder / "birds.safetensors", ["x", "y"])
     found = {entry.name: entry.classes for entry in store.entries()}
     assert found == {"birds": ("x", "y"), "copied in": ("cat", "dog"), "pets": ("cat", "dog")}
-    before = store.entries()
-    (store.folder / INDEX).unlink()
-    assert store.entries() == before and (store.folder / INDEX).exists()
 
 
-@pytest.mark.parametrize("index", ["", "[", "[1]", "{}", "null", '[{"name": "pets"}]', "\udcff"])
-def test_an_index_that_cannot_be_read_is_made_anew(store: Store, index: str) -> None:
-    before = store.entries()
-    (store.folder / INDEX).write_bytes(index.encode(errors="surrogateescape"))
-    assert store.entries() == before
-
-
-@pytest.mark.parametrize("change", [{"classes": 5}, {"classes": [5]}, {"accuracy": "good"}, {"parameters": None}])
-def test_an_index_with_other_kinds_of_values_is_made_anew(store: Store, change) -> None:
-    before = store.entries()
-    rows = json.loads((store.folder / INDEX).read_text())
-    (store.folder / INDEX).write_text(json.dumps([{**rows[0], **change}, *rows[1:]]))
-    assert store.entries() == before and store.search(classes=["cat"], min_accuracy=0.1, max_parameters=10**9)
-
-
-def test_the_index_is_used(store: Store, monkeypatch) -> None:
-    before = store.entries()
-    monkeypatch.setattr("torchslice.artefact.store.read_header", lambda path: pytest.fail(f"{path} was read"))
-    assert store.entries() == before
+@pytest.mark.parametrize(("metrics", "accuracy"), [({"validation_accuracy": 0.93}, 0.93), ({"accuracy": "good"}, None)])
+def test_accuracy_is_what_was_saved_if_it_is_a_number(store: Store, tmp_path: Path, metrics, accuracy) -> None:
+    entry = store.add(artefact(tmp_path / "own.safetensors", ["x", "y"], **metrics))
+    assert (entry.accuracy, entry.problem) == (accuracy, None)
 
 
 def test_damaged_and_foreign_files_leave_the_others_usable(store: Store) -> None:
@@ -134,7 +114,6 @@ def test_verify_finds_a_flipped_bit_that_lists_cannot_see(store: Store) -> None:
     assert not [entry for entry in store.entries() if entry.problem]
     (damaged,) = [entry for entry in store.verify() if entry.problem]
     assert damaged.name == "pets" and "does not match its hash" in damaged.problem
-    assert [entry.name for entry in store.entries() if entry.problem] == ["pets"]
 
 
 def test_what_is_damaged_is_not_added(store: Store, tmp_path: Path) -> None:
@@ -194,8 +173,7 @@ def test_two_processes_lose_nothing(store: Store, tmp_path: Path) -> None:
     left = {f"part{n}" for first in (100, 200) for n in range(first, first + 6) if n % 3}
     assert {*names(store.verify())} == {"birds", "letters", "pets", "shared", *left}
     assert not [entry for entry in store.entries() if entry.problem]
-    stray = {path.name for path in store.folder.iterdir() if path.suffix != ".safetensors"}
-    assert stray <= {INDEX}
+    assert {path.suffix for path in store.folder.iterdir()} == {".safetensors"}
 
 
 def test_parts_are_whole_networks(store: Store) -> None:

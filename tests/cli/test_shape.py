@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 
 import pytest
 import typer
@@ -172,7 +173,7 @@ def test_restructure_offers_what_there_is():
     from torchslice.cli.restructure import Removal
     from torchslice.maintain import PRUNING
 
-    assert [method.value for method in Removal] == [*PRUNING.names(), "structured"]
+    assert [*typing.get_args(Removal)] == [*PRUNING.names(), "structured"]
 
 
 def test_train_offers_what_there_is():

@@ -120,7 +120,9 @@ def test_bad_csv(tmp_path: Path) -> None:
     )
     refused(r"line 2: there is no text", write_csv(tmp_path / "b.csv", [(" ", "1")]))
     refused(r"line 2: there is no label", write_csv(tmp_path / "c.csv", [("x",)]))
-    refused("names the columns text and label; it is", write_csv(tmp_path / "d.csv", header=("sentence", "label")))
+    refused(
+        "names the columns text and label; it begins with", write_csv(tmp_path / "d.csv", header=("sentence", "label"))
+    )
     refused("d.csv has no row|has no row", write_csv(tmp_path / "e.csv", []))
     refused("cannot be read as CSV in UTF-8", tmp_path / "absent.csv")
     (tmp_path / "latin.csv").write_bytes("text,label\né,1\n".encode("latin-1"))

@@ -45,7 +45,7 @@ def test_slices_come_from_a_file_from_the_run_or_are_found(opened, standard, tmp
     from_file = Opening(slices=mine).open(str(standard), None, **RUNNING)
     assert from_file.slices() == {"3": run.neurons().full()} and from_file.critical() == run.neurons().full()
     assert named(weights=standard.parent / "weights.pt", slices=mine).slices() == from_file.slices()
-    SliceFile(mine).write({"3": found["3"]}, digest_of_model(run.model), {"found": found.to_plain()})
+    SliceFile(mine).write({"3": found["3"]}, digest_of_model(run.model), {"critical": found.critical.to_plain()})
     assert from_file.slices() == {"3": found["3"]} and from_file.critical() == found.critical != found["3"]
     SliceFile(mine).write({}, "0" * 64, {})
     with pytest.raises(TorchsliceError, match="belongs to other weights; find them anew: torchslice slice"):

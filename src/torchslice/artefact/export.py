@@ -25,7 +25,7 @@ from ..graph.record import check_model
 from ..graph.views import copy_of
 from ..imports import import_optional
 from ..inputs import Inputs, Output, batch_size, map_leaves, map_tensors, paths, run, take, tensors, to_device
-from ..registry import unknown
+from ..registry import Registry
 
 Program = Callable[[list[Tensor]], Tensor]  # the tensors of some inputs -> logits [B, C]
 
@@ -89,8 +89,7 @@ def export(
     (('input',), True)
     """
     path, format = Path(path), format or Path(path).suffix.lstrip(".")
-    if format not in FORMATS:
-        raise unknown("format of exports", format, FORMATS)
+    write, read = FORMATS[format]
     model = thing if isinstance(thing, nn.Module) else getattr(thing, "model", thing)
     check_model(model)
     count = batch_size(samples)
@@ -98,7 +97,6 @@ def export(
         raise TorchsliceError(f"an export is compared on at least 3 samples, got {count}; give more.")
     classes = getattr(thing, "classes", None) if classes is None else classes
     preprocessing = getattr(thing, "preprocessing", None) if preprocessing is None else preprocessing
-    write, read = FORMATS[format]
     samples = to_device(samples, "cpu")
     plain = copy_of(model, {}).cpu().eval()
     names = _names(samples)
@@ -261,7 +259,5 @@ def _read_pt2(content: bytes) -> Program:
 
 
 #: name -> how it is written, how it is read
-FORMATS: dict[str, tuple[Callable[..., bytes], Callable[[bytes], Program]]] = {
-    "onnx": (_write_onnx, _read_onnx),
-    "pt2": (_write_pt2, _read_pt2),
-}
+FORMATS: Registry[tuple[Callable[..., bytes], Callable[[bytes], Program]]] = Registry("format of exports")
+FORMATS.update(onnx=(_write_onnx, _read_onnx), pt2=(_write_pt2, _read_pt2))

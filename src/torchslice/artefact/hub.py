@@ -18,17 +18,14 @@ FILE = "torchslice.safetensors"
 KEPT = ("neuron_retention", "param_retention", "mac_retention")
 
 
-def push(path: str | Path, repo: str, *, private: bool = True, client: Any = None) -> str:
+def push(path: str | Path, repo: str, *, private: bool = True) -> str:
     """Upload an artefact, and a card made for it, to a model repository "USER/NAME", and return its address.
 
-    The repository is made if there is none. Whoever may read it can load the file; what it holds is checked first.
-
-    Args:
-        private: whether a repository that is made now is.
-        client: a `huggingface_hub.HfApi`; by default one with the token of the machine.
+    The repository is made if there is none, `private` or not. Whoever may read it can load the file; what it holds is
+    checked first.
     """
     hub = import_optional("huggingface_hub", extra="hub")
-    client, record = client or hub.HfApi(), read_record(path)
+    client, record = hub.HfApi(), read_record(path)
     files = {FILE: str(path), "README.md": card(record, f'pull("{repo}")').encode()}
     adds = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     try:
@@ -39,16 +36,14 @@ def push(path: str | Path, repo: str, *, private: bool = True, client: Any = Non
     return f"https://huggingface.co/{repo}"
 
 
-def pull(repo: str, *, revision: str | None = None, client: Any = None) -> Path:
+def pull(repo: str, *, revision: str | None = None) -> Path:
     """Download the artefact of a repository that `push` made and return its file, which is checked by its hash.
 
-    Args:
-        revision: a branch, tag or commit of the repository.
-        client: a `huggingface_hub.HfApi`; by default one with the token of the machine.
+    `revision` is a branch, tag or commit of the repository.
     """
     hub = import_optional("huggingface_hub", extra="hub")
     try:
-        path = (client or hub.HfApi()).hf_hub_download(repo, FILE, revision=revision)
+        path = hub.HfApi().hf_hub_download(repo, FILE, revision=revision)
     except Exception as error:  # of the network and of the Hub, of many kinds
         raise TorchsliceError(f"cannot pull {FILE} from {repo}: {first_line(error)}. Check the name.") from error
     read_record(path)

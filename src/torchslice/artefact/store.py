@@ -1,17 +1,15 @@
-"""A folder of artefacts, NAME.safetensors each, that can be listed and searched without opening every file.
+"""A folder of artefacts, NAME.safetensors each, that can be listed and searched by what the files say of themselves.
 
-The files are the truth. `index.json` holds what was last read of each, with size and time of change of the file; what
-does not match is read again, so files may be copied in or deleted by any program, and the index may be deleted too.
+Nothing else is kept, so files may be copied in or deleted by any program.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from ..registry import unknown
 from ..tables import percent
 from .file import Artefact, load, read_header, read_record
 
-INDEX = "index.json"
 SUFFIX = ".safetensors"
 WAIT_SECONDS = 60.0
 
@@ -36,7 +33,6 @@ class Entry:
 
     name: str
     size_bytes: int
-    changed_ns: int
     classes: tuple[str, ...] = ()
     parameters: int = 0
     accuracy: float | None = None
@@ -78,13 +74,8 @@ class Store:
 
     # -- reading ------------------------------------------------------------------------------------------------------
     def entries(self) -> list[Entry]:
-        """Return what is known of every file, in the order of names; of files that changed it is read again."""
-        known = self._index()
-        found = [self._entry(path, known.get(path.name.removesuffix(SUFFIX))) for path in self._files()]
-        if known != {entry.name: entry for entry in found}:
-            with contextlib.suppress(TorchsliceError):  # of a store that may only be read
-                self._write(found)
-        return found
+        """Return what every file says of itself, in the order of names; numbers are not read."""
+        return [_entry(path, read_header) for path in self._files()]
 
     def search(
         self,
@@ -123,10 +114,7 @@ class Store:
 
     def verify(self) -> list[Entry]:
         """Read every file whole and compare it with its hash; return the entries, with their problems."""
-        found = [self._entry(path, None, whole=True) for path in self._files()]
-        with contextlib.suppress(TorchsliceError):
-            self._write(found)
-        return found
+        return [_entry(path, read_record) for path in self._files()]
 
     # -- writing ------------------------------------------------------------------------------------------------------
     def add(self, file: str | Path, *, name: str | None = None, overwrite: bool = False) -> Entry:
@@ -140,16 +128,13 @@ class Store:
                     f"{self.folder} has an artefact {name!r}; give another name, or overwrite it (--force)."
                 )
             atomic_write(target, lambda temporary: shutil.copyfile(file, temporary))  # type: ignore[arg-type]
-            entry = self._entry(target, None)
-        self.entries()
-        return entry
+            return _entry(target, read_header)
 
     def remove(self, name: str) -> None:
         """Delete the file of an artefact."""
         path = self.path(name)
         with locked(self.folder, wait_seconds=WAIT_SECONDS):
             path.unlink(missing_ok=True)
-        self.entries()
 
     # -- the files ----------------------------------------------------------------------------------------------------
     def _file(self, name: str) -> Path:
@@ -160,31 +145,18 @@ class Store:
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob(f"[!.]*{SUFFIX}"))
 
-    def _entry(self, path: Path, known: Entry | None, *, whole: bool = False) -> Entry:
-        """Return what is known of a file, read from it if it is not as it was."""
-        name = path.name.removesuffix(SUFFIX)
-        try:
-            status = path.stat()
-            if known and (known.size_bytes, known.changed_ns) == (status.st_size, status.st_mtime_ns):
-                return known
-            read = read_record if whole else read_header
-            return Entry(name, status.st_size, status.st_mtime_ns, **about(read(path)))
-        except OSError as error:
-            return Entry(name, 0, 0, problem=error.strerror or str(error))
-        except TorchsliceError as error:
-            return Entry(name, status.st_size, status.st_mtime_ns, problem=str(error))
 
-    def _index(self) -> dict[str, Entry]:
-        """Return the entries of the index; one that cannot be read has none."""
-        try:
-            rows = json.loads((self.folder / INDEX).read_bytes())
-            return {row["name"]: Entry(**{**row, **_checked(row)}) for row in rows}
-        except (OSError, ValueError, TypeError, KeyError):
-            return {}
-
-    def _write(self, entries: Iterable[Entry]) -> None:
-        if self.folder.is_dir():
-            atomic_write(self.folder / INDEX, json.dumps([asdict(entry) for entry in entries]))
+def _entry(path: Path, read: Callable[[Path], dict[str, Any]]) -> Entry:
+    """Return what a file says of itself."""
+    name = path.name.removesuffix(SUFFIX)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return Entry(name, 0, problem=error.strerror or str(error))
+    try:
+        return Entry(name, size, **about(read(path)))
+    except TorchsliceError as error:
+        return Entry(name, size, problem=str(error))
 
 
 @contextlib.contextmanager
@@ -204,18 +176,11 @@ def about(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an entry says of the record of an artefact, which may hold anything."""
     shapes = [entry["shape"] for entry in record["tensors"].values() if entry["parameter"]]
     metrics = record["metrics"] or {}
-    accuracy = metrics.get("accuracy")
-    if accuracy is None and "validation_accuracy" in metrics:
-        accuracy = metrics["validation_accuracy"].get(metrics["kept"])
-    about = {"classes": record["classes"] or [], "parameters": sum(map(math.prod, shapes)), "accuracy": accuracy}
-    return {**_checked(about), "sha256": str(record["sha256"])}
-
-
-def _checked(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return classes, parameters and accuracy of a row; raise TypeError for what they cannot be."""
-    classes, parameters, accuracy = row["classes"], row["parameters"], row["accuracy"]
+    accuracy = metrics.get("accuracy", metrics.get("validation_accuracy"))
+    if isinstance(accuracy, dict):  # of the steps of `reuse`
+        accuracy = accuracy.get(metrics.get("kept"))
+    classes, accuracy = record["classes"] or [], accuracy if isinstance(accuracy, float | int) else None
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise TypeError(f"classes are {classes!r:.100}")
-    if not isinstance(parameters, int) or not isinstance(accuracy, float | int | None):
-        raise TypeError(f"parameters are {parameters!r:.100}, accuracy is {accuracy!r:.100}")
-    return {"classes": tuple(classes), "parameters": parameters, "accuracy": accuracy}
+    parameters = sum(map(math.prod, shapes))
+    return {"classes": tuple(classes), "parameters": parameters, "accuracy": accuracy, "sha256": str(record["sha256"])}

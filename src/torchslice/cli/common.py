@@ -8,9 +8,8 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
     from ..runs.source import Source
     from ..training import Training
     from ..training.placement import Placement
-
-
-class Gates(StrEnum):
-    """What becomes of the gates of a network, see `torchslice.reuse`."""
-
-    fold = "fold"
-    drop = "drop"
 
 
 MODEL = "a built-in name (convnet, resnet18, ...), torchvision:NAME, timm:NAME, hf:PATH or package.module:function"
@@ -47,9 +39,10 @@ Out = Annotated[Path, typer.Option(metavar="FILE", help="File to write, such as 
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu or cuda.")]
+Shown = tuple[Mapping[str, Any], str]  # the result of a command: of --json, and as text
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
 GatesOption = Annotated[
-    Gates,
+    Literal["fold", "drop"],
     typer.Option("--gates", help="Of a run with gates: fold their mean into the weights, or drop them as published."),
 ]
 NeuronFraction = Annotated[

@@ -26,16 +26,13 @@ def compose(
     opening: Annotated[Opening, Part(only=("data_option", "data_dir", "allow_import"))] = Opening(),
     renormalise: common.Renormalise = False,
     seed: common.Seed = 0,
-    force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Make one classifier of parts with different classes: of any parents, architectures and data sets.
 
     Its inputs are prepared as those of the first. Accuracies printed here are on validation samples.
 
     Example:  torchslice compose a.safetensors b.safetensors --data mnist --data fashion-mnist --out c.safetensors
     """
-    common.check_out(out, force=force)
     if len(data) != len(file):
         raise TorchsliceError(
             f"{len(file)} files need as many data sets, each with the classes of its file; got {len(data)}."
@@ -47,4 +44,4 @@ def compose(
         tasks.append(opening.load(name, seed=seed).restrict(part.classes).like(parts[0].preprocessing))
     made = maintain.compose(parts, reduce(joined, tasks), renormalise=renormalise)
     save(made, out)
-    common.emit({"artefact": str(out), "classes": made.classes, **made.metrics}, str(made), as_json=as_json)
+    return {"artefact": str(out), "classes": made.classes, **made.metrics}, str(made)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
+from ..artefact.hub import KEPT
 from ..judge import calibration_error
 from ..maintain import Extended
 from ..runs.source import Opening
@@ -14,8 +15,6 @@ from ..training import accuracy, accuracy_of, cost, latency, predict
 from . import common
 from .options import Part
 
-KEPT = ("neuron_retention", "param_retention", "mac_retention")
-
 
 def evaluate(
     source: common.SourceName,
@@ -23,8 +22,7 @@ def evaluate(
     opening: Annotated[Opening, Part(skip=("slices",))] = Opening(),
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Say what a network is worth on the test samples of its classes: accuracy, size, latency.
 
     A network that was extended answers with all its classes here, and with those of each task where that is given.
@@ -44,8 +42,9 @@ def evaluate(
         for known, answering in zip(extended.tasks, extended.networks(), strict=True):
             given[", ".join(known.classes)] = accuracy(answering, task.restrict(known.classes)).overall
     size, times = cost(model, task.example), latency(model, task.example)
-    kept = {key: opened.metrics[key] for key in KEPT if key in opened.metrics}
+    kept = {key: opened.metrics[key] for key in KEPT if isinstance(opened.metrics.get(key), float | int)}
     made = {key: opened.metrics[key] for key in ("validation_accuracy", "kept", "warnings") if key in opened.metrics}
+    made = made if isinstance(made.get("validation_accuracy"), dict) else {}
     per_class = dict(zip(task.classes, score.per_class, strict=True))
     result = {
         "source": source,
@@ -68,7 +67,7 @@ def evaluate(
         *map(str, times.values()),
         *([_when_made(**made)] if len(made) == 3 else []),
     ]
-    common.emit(result, "\n".join(lines), as_json=as_json)
+    return result, "\n".join(lines)
 
 
 def _when_made(validation_accuracy: Mapping[str, float], kept: str, warnings: Sequence[str]) -> str:

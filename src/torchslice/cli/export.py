@@ -11,7 +11,6 @@ import typer
 from ..artefact import export as export_network
 from ..artefact.export import FORMATS
 from ..maintain import Extended
-from ..registry import unknown
 from ..runs.source import Opening
 from . import common
 from .options import Part
@@ -28,17 +27,12 @@ def export(
     ] = None,
     opening: Annotated[Opening, Part(skip=("slices",))] = Opening(),
     seed: common.Seed = 0,
-    force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Write a network as a program for ONNX Runtime or torch.export, compared on validation samples first.
 
     Example:  torchslice export pets.safetensors cifar10 --data-dir data --out pets.onnx
     """
-    format = format or out.suffix.lstrip(".")
-    if format not in FORMATS:
-        raise unknown("format of exports", format, FORMATS)
-    common.check_out(out, force=force)
+    _ = FORMATS[format or out.suffix.lstrip(".")]  # says which there are
     opened = opening.open(source, data, seed=seed, device="cpu")
     task, model = opened.task, opened.model
     if opened.extension is not None:
@@ -48,4 +42,4 @@ def export(
         model, out, samples=samples, format=format, classes=task.classes, preprocessing=task.preprocessing
     )
     result = {**asdict(made), "path": str(out), "classes": task.classes}
-    common.emit(result, str(made), as_json=as_json)
+    return result, str(made)

@@ -44,16 +44,13 @@ def extend(
     ] = True,
     replay: Annotated[float, typer.Option(help="Fraction of the known classes' samples to train on as well.")] = 0.0,
     training: Annotated[Training, Part(skip=("progress",))] = Training(),
-    force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Teach a network new classes by its non-critical neurons; those it knows are answered as before.
 
     Accuracies printed here are on validation samples; torchslice evaluate looks at the test samples.
 
     Example:  torchslice extend runs/five --new mnist --classes 5,6,7,8,9 --neuron-fraction 0.5 --out ten.safetensors
     """
-    common.check_out(out, force=force)
     maintain.check_extending(replay=replay, settle=settle, widen=widen)
     none_left = "" if widen else "none is left for new classes, so give --widen 1.25 or a smaller fraction"
     check_critical(context, "neuron_fraction", all_of_them=none_left)
@@ -94,4 +91,4 @@ def extend(
     words = opened.data if new is None else opening.words(new)
     if not {*start.classes, *task.classes} <= {*other.classes}:
         words = ["DATA"]  # of all its classes, which neither data set has
-    common.emit(result, f"{made}\n{common.next_evaluate(out, opened, words)}", as_json=as_json)
+    return result, f"{made}\n{common.next_evaluate(out, opened, words)}"

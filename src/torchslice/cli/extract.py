@@ -45,10 +45,8 @@ def extract(
         ),
     ] = None,
     training: Annotated[Training, Part(skip=("epochs", "progress"))] = Training(),
-    gates: common.GatesOption = common.Gates.fold,
-    force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+    gates: common.GatesOption = "fold",
+) -> common.Shown:
     """Cut the sub-model of some classes out of a trained network and save it as one file.
 
     With a budget, the neurons that serve these classes best are kept, as many as it allows. Without one, the class
@@ -57,7 +55,6 @@ def extract(
 
     Example:  torchslice extract runs/r18 --classes cat,dog --mac-retention 0.2 --out pets.safetensors
     """
-    common.check_out(out, force=force)
     common.check_training(context, training)
     of_tuning = {entry.name for entry in fields(training)} - {"seed", "device"}
     common.check_needs(context, dict.fromkeys(of_tuning, ("finetune", ())))
@@ -82,7 +79,7 @@ def extract(
         param_retention=param_retention,
         latency_ms=latency_ms,
         round_to=round_to,
-        gates=gates.value,
+        gates=gates,
         tune=finetune != 0,
         training=replace(training, epochs=finetune) if finetune else None,
         seed=training.seed,
@@ -90,4 +87,4 @@ def extract(
     save(made, out)
     result: dict[str, Any] = {"artefact": str(out), **made.to_plain()}
     text = f"{made}\n{common.next_evaluate(out, opened, opened.data)}"
-    common.emit(result, text, as_json=as_json)
+    return result, text

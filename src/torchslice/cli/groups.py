@@ -28,8 +28,7 @@ def groups(
     ] = None,
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Show what a network shares: sets of classes, with the neurons of all layers that serve just them.
 
     Example:  torchslice groups runs/r20
@@ -46,4 +45,4 @@ def groups(
     file = [] if opened.run is not None else ["--out", "slices.json"]
     chosen = ["--by", "contribution", "--strategy", "by-group", "--outside", outside, *file]
     step = common.next_step("slice", *opening.again(opened), *chosen)
-    common.emit(result, f"{found}\n{step}", as_json=as_json)
+    return result, f"{found}\n{step}"

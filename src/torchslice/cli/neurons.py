@@ -28,8 +28,7 @@ def neurons(
     opening: Annotated[Opening, Part(only=("model_argument",))] = Opening(),
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Show which neurons of a model can be cut, which hang together, and what is pinned and why.
 
     Example:  torchslice neurons torchvision:densenet121 --input-shape 3x64x64
@@ -54,7 +53,7 @@ def neurons(
         "assumptions": [str(assumption) for assumption in found.assumptions],
         "head": found.head,
     }
-    common.emit(result, str(found), as_json=as_json)
+    return result, str(found)
 
 
 def _shape(text: str) -> tuple[int, ...]:

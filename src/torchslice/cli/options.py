@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TorchsliceError
+from . import common
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Part:
     skip: tuple[str, ...] = ()
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_options(command: Callable[..., common.Shown | None]) -> Callable[..., None]:
     """Turn every parameter of a command whose default is a dataclass object into options, one for each field.
 
     The options have the values of that object as defaults and the texts of its class's docstring as help. The command
     gets an object with the values that were given. `Annotated[..., Part(skip=...)]` leaves fields out.
+
+    A command that returns its result has --json, and one that writes `out`, a FILE, has --force.
 
     >>> from torchslice.training import Training
     >>> @with_options
@@ -38,7 +41,11 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """
     signature = inspect.signature(command)
     hints = typing.get_type_hints(command, include_extras=True)
-    parameters, groups = [], {}
+    groups, shared = {}, {"as_json": common.Json} if hints["return"] == common.Shown else {}
+    if shared and "out" in hints and any(getattr(x, "metavar", "") == "FILE" for x in hints["out"].__metadata__):
+        shared["force"] = common.Force
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, keyword, default=False, annotation=shared[name]) for name in shared]
     for parameter in signature.parameters.values():
         hint, default = hints[parameter.name], parameter.default
         if not is_dataclass(default) or isinstance(default, type):
@@ -53,14 +60,18 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
+        own = {name: given.pop(name, False) for name in shared}
         try:
+            if "force" in own and given.get("out"):
+                common.check_out(given["out"], force=own["force"])
             for name, (default, names) in groups.items():
                 given[name] = replace(default, **{key: given.pop(key) for key in names if key in given})
-            command(**given)
+            shown = command(**given)
+            if shown is not None:
+                common.emit(*shown, as_json=own["as_json"])
         except TorchsliceError as error:
             raise TorchsliceError(spelled(str(error), spellings)) from error
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
     run.__signature__ = inspect.Signature([p.replace(kind=keyword) for p in parameters])  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

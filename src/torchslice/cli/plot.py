@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,47 +18,35 @@ from . import common
 from .options import Part
 
 
-class What(StrEnum):
-    """What a figure shows."""
-
-    tree = "tree"
-    overlap = "overlap"
-    sharing = "sharing"
-    training = "training"
-
-
 def plot(
     source: common.SourceName,
     out: Annotated[Path, typer.Option(metavar="FILE", help="File to write: .png, .svg or .pdf.")],
     data: common.SourceData = None,
     opening: Annotated[Opening, Part(skip=("slices",))] = Opening(),
     what: Annotated[
-        What,
+        Literal["tree", "overlap", "sharing", "training"],
         typer.Option(
             help="The tree of the classes, which classes share neurons, how many neurons of each layer serve how many "
             "classes, or the training of a run."
         ),
-    ] = What.tree,
+    ] = "tree",
     layer: Annotated[str | None, typer.Option(help="overlap: in this layer.", show_default="all layers")] = None,
     metric: common.Metric = "taylor",
     samples_per_class: common.SamplesPerClass = 128,
-    force: common.Force = False,
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Draw one figure about a network into a file.
 
     Example:  torchslice plot runs/r20 --what sharing --out sharing.png
     """
-    common.check_out(out, force=force)
     _ = METRICS[metric]  # says which there are
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise TorchsliceError(f"a figure is written as .png, .svg or .pdf, not as {out.name!r}; name another file.")
-    if layer is not None and what is not What.overlap:
-        raise TorchsliceError(f"--layer plays no part with --what {what.value}; leave it out.")
+    if layer is not None and what != "overlap":
+        raise TorchsliceError(f"--layer plays no part with --what {what}; leave it out.")
     figure = import_optional("matplotlib.figure", extra="report").Figure(layout="constrained", dpi=150)
-    if what is What.training:
+    if what == "training":
         if not Path(source).is_dir():
             raise TorchsliceError(f"{source} is no run, so nothing is known of its training; choose another --what.")
         figures.training(figure.subplots(), Run.open(source).rows)
@@ -71,9 +58,9 @@ def plot(
         scores = contributions(neurons, opened.task, metric=metric, samples_per_class=samples_per_class, seed=seed)
         found = groups(neurons, scores)
         axes = figure.subplots()
-        if what is What.overlap:
+        if what == "overlap":
             figures.overlap(axes, found, layer)
         else:
-            (figures.tree if what is What.tree else figures.sharing)(axes, found)
+            (figures.tree if what == "tree" else figures.sharing)(axes, found)
     atomic_write(out, lambda path: figure.savefig(path, format=out.suffix[1:]))
-    common.emit({"source": source, "figure": str(out)}, f"drawn: {out}", as_json=as_json)
+    return {"source": source, "figure": str(out)}, f"drawn: {out}"

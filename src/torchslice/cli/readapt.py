@@ -39,9 +39,7 @@ def readapt(
         str, typer.Option(metavar="R,S,...", help="Old samples per new one; of several values the best is kept.")
     ] = "1",
     training: Annotated[Training, Part(skip=("progress",))] = TRAINING,
-    force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Adapt a network to new samples of its classes by training its critical neurons only.
 
     The new samples are the training samples of --new, which needs the classes of the network by name. Accuracies
@@ -49,7 +47,6 @@ def readapt(
 
     Example:  torchslice readapt runs/r20 --new folder:tonight --param-fraction 0.2 --out adapted.safetensors
     """
-    common.check_out(out, force=force)
     ratios = maintain.check_readapting(common.numbers(replay, "--replay"))
     check_critical(context, "param_fraction", all_of_them="train a smaller part")
     common.check_training(context, training)
@@ -70,4 +67,4 @@ def readapt(
     metrics = {"neuron_retention": critical.neuron_retention, **made.to_plain()}
     save(made, out, classes=task.classes, preprocessing=task.preprocessing, slice=critical, metrics=metrics)
     next_line = common.next_evaluate(out, opened, opening.words(new))
-    common.emit({"artefact": str(out), **metrics}, f"{made}\n{next_line}", as_json=as_json)
+    return {"artefact": str(out), **metrics}, f"{made}\n{next_line}"

@@ -29,16 +29,13 @@ def remove(
         bool, typer.Option("--control", help="Train a network without the classes, and look for what is left of them.")
     ] = False,
     training: Annotated[Training, Part(skip=("progress",))] = Training(),
-    force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Remove classes from a network: their logits, and the neurons that only they need.
 
     With --control, test samples say what it still knows, beside a network that never knew the classes.
 
     Example:  torchslice remove runs/r20 --classes cat --control --epochs 30 --out nocat.safetensors
     """
-    common.check_out(out, force=force)
     common.check_training(context, training)
     of_training = {entry.name for entry in fields(training)} - {"seed", "device"}
     common.check_needs(context, dict.fromkeys(of_training, ("control", ())))
@@ -59,4 +56,4 @@ def remove(
         result["forgetting"] = found.to_plain()
         text.append(str(found))
     text.append(common.next_evaluate(out, opened, opened.data))
-    common.emit(result, "\n".join(text), as_json=as_json)
+    return result, "\n".join(text)

@@ -25,16 +25,13 @@ def replace(
     renormalise: common.Renormalise = False,
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",
-    force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Let parts of other networks answer for classes that a network is weak at; its other logits stay.
 
     Accuracies printed here are on validation samples; torchslice evaluate looks at the test samples.
 
     Example:  torchslice replace runs/r20 --part cat=cat.safetensors --out better.safetensors
     """
-    common.check_out(out, force=force)
     files = dict(text.rpartition("=")[::2] for text in part)
     if "" in files or len(files) < len(part):
         raise TorchsliceError(f"part={' '.join(part)!r} must be CLASS=FILE, once for every class.")
@@ -45,4 +42,4 @@ def replace(
     )
     save(made, out)
     result = {"artefact": str(out), "replaced": [*files], **made.metrics}
-    common.emit(result, f"{made}\n{common.next_evaluate(out, opened, opened.data)}", as_json=as_json)
+    return result, f"{made}\n{common.next_evaluate(out, opened, opened.data)}"

@@ -34,11 +34,9 @@ def report(
     ] = None,
     metric: common.Metric = "taylor",
     samples_per_class: common.SamplesPerClass = 128,
-    force: common.Force = False,
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Write one page about a network: what can be cut, what classes share, what a part of any of them costs.
 
     The page is one file, for any browser, without a network. Of a run that is not trained to its end it shows what
@@ -46,7 +44,6 @@ def report(
 
     Example:  torchslice report runs/r20 --out report.html
     """
-    common.check_out(out, force=force)
     _ = METRICS[metric]  # says which there are
     import_optional("matplotlib.figure", extra="report")
     run = Run.open(source) if Path(source).is_dir() else None
@@ -77,4 +74,4 @@ def report(
     page = make_report(neurons, task, scores, **shown)
     page.save(out)
     size = len(page.html.encode())
-    common.emit({"source": source, "report": str(out), "bytes": size}, f"{out}: {size:,} bytes", as_json=as_json)
+    return {"source": source, "report": str(out), "bytes": size}, f"{out}: {size:,} bytes"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,15 +16,7 @@ from . import common
 from .critical import check_critical, critical_of, mean_scores
 from .options import Part
 
-
-class Removal(StrEnum):
-    """What is removed in every iteration, see `torchslice.restructure`."""
-
-    lamp = "lamp"
-    global_ = "global"
-    uniform_plus = "uniform+"
-    erk = "erk"
-    structured = "structured"
+Removal = Literal["lamp", "global", "uniform+", "erk", "structured"]
 
 
 def restructure(
@@ -36,7 +27,7 @@ def restructure(
     opening: Opening = Opening(),
     method: Annotated[
         Removal, typer.Option(help="Which weights to remove; structured removes the least critical neurons.")
-    ] = Removal.lamp,
+    ] = "lamp",
     param_retention: Annotated[float | None, typer.Option(help="Target: fraction of the parameters that stay.")] = None,
     mac_retention: Annotated[
         float | None, typer.Option(help="Target: fraction of the multiply-accumulates, zeros left out.")
@@ -55,17 +46,14 @@ def restructure(
     ] = 0.01,
     patience: Annotated[int, typer.Option(min=0, help="Further trainings of an iteration to win accuracy back.")] = 0,
     training: Annotated[Training, Part(skip=("progress",))] = Training(epochs=3, learning_rate=0.01),
-    force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Compress a network: keep its critical neurons, then remove more and retrain, step by step.
 
     Name one target. Accuracies printed here are on validation samples; torchslice evaluate looks at the test samples.
 
     Example:  torchslice restructure runs/r20 --method lamp --param-retention 0.05 --out small.safetensors
     """
-    common.check_out(out, force=force)
-    structured = method is Removal.structured
+    structured = method == "structured"
     if no_slice and (neuron_fraction is not None or opening.slices is not None):
         raise TorchsliceError("--no-slice keeps all neurons, so --neuron-fraction and --slices play no part.")
     check_critical(context, "neuron_fraction", scored=structured, all_of_them="give --no-slice to keep them")
@@ -75,7 +63,7 @@ def restructure(
         "mac_retention": mac_retention,
         "latency_ms": latency_ms,
     }
-    maintain.check_restructuring(method.value, targets, prune_fraction, max_accuracy_loss, patience)
+    maintain.check_restructuring(method, targets, prune_fraction, max_accuracy_loss, patience)
     opened = opening.open(source, data, seed=training.seed, device=training.device)
     neurons, task, seed, found, kept = opened.neurons(), opened.task, training.seed, None, None
     if structured or neuron_fraction is not None:
@@ -83,12 +71,12 @@ def restructure(
     if not no_slice:
         kept = critical_of(opened, found, neuron_fraction=neuron_fraction, seed=seed)
     start = "the whole network" if kept is None else f"{kept.neuron_retention:.1%} of the neurons"
-    common.say(f"{method.value} from {start} of {source}: {training.epochs} epochs in every iteration; result in {out}")
+    common.say(f"{method} from {start} of {source}: {training.epochs} epochs in every iteration; result in {out}")
     made = maintain.restructure(
         neurons,
         task,
         kept,
-        method=method.value,
+        method=method,
         **targets,
         scores=mean_scores(found) if structured and found is not None else None,
         prune_fraction=prune_fraction,
@@ -100,4 +88,4 @@ def restructure(
     metrics = {**retentions, **made.to_plain()}
     save(made, out, classes=task.classes, preprocessing=task.preprocessing, slice=kept, metrics=metrics)
     next_line = common.next_evaluate(out, opened, opened.data)
-    common.emit({"artefact": str(out), **metrics}, f"{made}\n{next_line}", as_json=as_json)
+    return {"artefact": str(out), **metrics}, f"{made}\n{next_line}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,23 +22,6 @@ from . import common
 from .options import Part, field_help
 
 STRATEGIES = {"reach-theta": ReachTheta, "per-class": PerClass, "per-layer": PerLayer, "by-group": ByGroup}
-
-
-class By(StrEnum):
-    """What tells which neurons a class needs."""
-
-    training = "training"
-    gates = "gates"
-    contribution = "contribution"
-
-
-class StrategyName(StrEnum):
-    """How critical neurons are chosen by contribution, see `torchslice.semantic`."""
-
-    reach_theta = "reach-theta"
-    per_class = "per-class"
-    per_layer = "per-layer"
-    by_group = "by-group"
 
 
 #: What an option needs to play a part: another one, and its values.
@@ -77,7 +59,7 @@ def slice(
         ),
     ] = None,
     by: Annotated[
-        By | None,
+        Literal["training", "gates", "contribution"] | None,
         typer.Option(
             help="What tells which neurons a class needs: the rankings of sub-task training, gates, or contribution "
             "(any network).",
@@ -91,11 +73,11 @@ def slice(
     metric: common.Metric = "taylor",
     samples_per_class: Annotated[int, typer.Option(min=1, help="contribution: training samples per class.")] = 256,
     strategy: Annotated[
-        StrategyName,
+        Literal["reach-theta", "per-class", "per-layer", "by-group"],
         typer.Option(
             help="contribution: reach theta, a fraction per class or per layer, or the semantic groups of a class."
         ),
-    ] = StrategyName.reach_theta,
+    ] = "reach-theta",
     theta: Annotated[float | None, _of("theta")] = None,
     slope: Annotated[float | None, _of("slope")] = None,
     criterion: Annotated[str | None, _of("criterion")] = None,
@@ -104,49 +86,45 @@ def slice(
     tied: Annotated[
         bool, typer.Option("--tied/--untied", help="contribution: choose neurons that leave together as one.")
     ] = True,
-    gates: common.GatesOption = common.Gates.fold,
-    force: common.Force = False,
+    gates: common.GatesOption = "fold",
     seed: common.Seed = 0,
     device: common.DeviceOption = "auto",
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Find the slice of every class in a trained network.
 
     An option that would play no part is refused.
 
     Example:  torchslice slice runs/r20 --by contribution --theta 0.9
     """
-    if out is not None:
-        common.check_out(out, force=force)
     run = Run.open(source) if Path(source).is_dir() else None
     if run is None and out is None:
         raise TorchsliceError(f"{source} is no run to keep slices in; name the file to write: out=FILE.")
-    by = by or By("contribution" if run is None else run.by)
-    common.check_needs(context, NEEDS, by=by.value)
+    how = by or ("contribution" if run is None else run.by)
+    common.check_needs(context, NEEDS, by=how)
     method = "" if run is None else run.recipe.method.method
-    if (by is By.gates and method != "gates") or (by is By.training and method != "subtasks"):
-        lack = "has no gates" if by is By.gates else "was given no rankings in training"
+    if (how == "gates" and method != "gates") or (how == "training" and method != "subtasks"):
+        lack = "has no gates" if how == "gates" else "was given no rankings in training"
         raise TorchsliceError(f"{source} {lack}; give --by {'contribution' if run is None else run.by}.")
     for name, value in (("frequency_threshold", frequency_threshold), ("share", share)):
         if not 0 < value <= 1:
             raise TorchsliceError(f"{name} must be in (0, 1], got {value:g}.")
-    kind = STRATEGIES[strategy.value]
+    kind = STRATEGIES[strategy]
     given = {entry.name: context.params[entry.name] for entry in fields(kind)}
     chosen = kind(**{name: value for name, value in given.items() if value is not None})
     _ = METRICS[metric]  # says which there are
     opened = opening.open(source, data, seed=seed, device=device)
     common.check_gates(context, opened)
     where = out or Path(source) / "slices.json"
-    common.say(f"slices by {by.value} from training samples of {opened.task.name}; result in {where}")
-    result: dict[str, Any] = {"source": source, "by": by.value}
+    common.say(f"slices by {how} from training samples of {opened.task.name}; result in {where}")
+    result: dict[str, Any] = {"source": source, "by": how}
     found: Any
     slices: Any
-    if isinstance(opened.network, GatedModel) and by is By.gates:
+    if isinstance(opened.network, GatedModel) and how == "gates":
         slices = gated_slices.class_slices(opened.network, opened.task, frequency_threshold=frequency_threshold)
         found = gated_slices.report(opened.network, opened.task, slices)
         about = {"frequency_threshold": frequency_threshold, "report": found.to_plain()}
         result |= about
-    elif run is not None and by is By.training:
+    elif run is not None and how == "training":
         slices = prefixes(run.rankings(), share)
         kept = {name: slice_.neuron_retention for name, slice_ in slices.items()}
         together = union(slices.values()).neuron_retention
@@ -154,14 +132,14 @@ def slice(
         about = {"share": share}
         result |= {**about, "neuron_retention": {"critical": together, "classes": kept}}
     else:
-        neurons = opened.neurons(gates=gates.value)
+        neurons = opened.neurons(gates=gates)
         scores = semantic.contributions(
             neurons, opened.task, metric=metric, samples_per_class=samples_per_class, seed=seed
         )
         found = slices = semantic.class_slices(neurons, opened.task, scores, strategy=chosen, tied=tied)
-        about = {"found": slices.to_plain()}
+        about = {**slices.summary(), "critical": slices.critical.to_plain()}
         result |= slices.summary()
-    about = {"by": by.value, **about}
+    about = {"by": how, **about}
     if out is not None:
         SliceFile(out).write(slices, digest_of_model(opened.model), about)
     elif run is not None:
@@ -169,4 +147,4 @@ def slice(
     words = [*opening.again(opened), *([] if out is None else ["--slices", out])]
     pair = ",".join(opened.task.classes[:2])
     step = common.next_step("extract", *words, "--classes", pair, "--out", "part.safetensors")
-    common.emit(result, f"{found}\n{step}", as_json=as_json)
+    return result, f"{found}\n{step}"

@@ -30,8 +30,7 @@ def train(
         int | None, typer.Option(min=1, help="Use so many training samples (default: all).", show_default=False)
     ] = None,
     opening: Annotated[Opening, Part(only=("model_argument", "data_option", "data_dir"))] = Opening(),
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Train a network so that it can be cut, or the usual way; the same command goes on where it stopped.
 
     With more epochs, the command continues a finished run from its last state, with a new learning rate schedule.
@@ -65,4 +64,4 @@ def train(
         check_budget(neurons, classes=task.classes[:2], mac_retention=0.4)
         part = ["--classes", ",".join(task.classes[:2]), "--mac-retention", "0.4", "--out", "part.safetensors"]
         step = step if method.method == "gates" else ["extract", str(out), *part]
-    common.emit(result, f"{text}{common.next_step(*step)}", as_json=as_json)
+    return result, f"{text}{common.next_step(*step)}"

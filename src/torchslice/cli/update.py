@@ -26,16 +26,13 @@ def update(
     opening: Opening = Opening(),
     replay: Annotated[float, typer.Option(help="Old samples of all classes per new one.")] = 5.0,
     training: Annotated[Training, Part(skip=("progress",))] = TRAINING,
-    force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Learn one class anew from new samples, through its slice; all other logits stay as they are.
 
     Accuracies printed here are on validation samples; torchslice evaluate looks at the test samples.
 
     Example:  torchslice update runs/r20 --class cat --new folder:cats --out newcat.safetensors
     """
-    common.check_out(out, force=force)
     common.check_training(context, training)
     opened = opening.open(source, data, seed=training.seed, device=training.device, new=new)
     task, given = opened.task, opening.load(new, seed=training.seed).restrict([class_])
@@ -45,4 +42,4 @@ def update(
     made = maintain.update(opened.neurons(), task, slice_, samples, replay=replay, training=training)
     save(made, out)
     result = {"artefact": str(out), "class": class_, **made.metrics}
-    common.emit(result, f"{made}\n{common.next_evaluate(out, opened, opened.data)}", as_json=as_json)
+    return result, f"{made}\n{common.next_evaluate(out, opened, opened.data)}"

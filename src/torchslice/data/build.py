@@ -110,7 +110,7 @@ def task(
 
 def as_split(given: Any, what: str, classes: Sequence[str] | None) -> Split:
     """Return what a user gave as a split; `what` names it in errors."""
-    if isinstance(given, Images | Stored | Samples | Texts):
+    if isinstance(given, Split):
         return given
     if isinstance(given, DataLoader) and not isinstance(given.dataset, IterableDataset):
         return _of_dataset(given.dataset, what, classes, given)

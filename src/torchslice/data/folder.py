@@ -147,16 +147,9 @@ def read_folder(
         plain_files = Files(root, tuple(files), plain)
         return Samples(plain_files, torch.arange(len(files)), labels, augmented, workers=workers, preprocessing=about)
 
-    splits = {name: split(files) for name, files in found.items()}
-    return task(
-        splits["train"],
-        splits.get("validation"),
-        splits.get("test"),
-        classes=classes,
-        name=root.resolve().name,
-        validation_fraction=validation_fraction,
-        seed=seed,
-    )
+    splits: dict[str, Any] = {name: split(files) for name, files in found.items()}
+    drawn: dict[str, Any] = {"validation_fraction": validation_fraction, "seed": seed}
+    return task(**splits, classes=classes, name=root.resolve().name, **drawn)
 
 
 def in_memory(folder: Path, **augmentation: Any) -> tuple[Images, list[str]]:

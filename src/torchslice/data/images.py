@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import TorchsliceError
-from .splits import check_labels
+from .splits import Split, check_labels
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class Images(Split):
     """Images, uint8 [n, ch, H, W], and their labels, int64 [n].
 
     Attributes:
@@ -60,9 +60,6 @@ class Images:
                 f"{self.images.shape[3]}; got {self.crop_padding}."
             )
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def measured(self) -> Images:
         """Return the same images with their own mean and std, if they have none."""
         if self.mean or not len(self):
@@ -78,9 +75,6 @@ class Images:
 
     def take(self, rows: Tensor) -> Images:
         return replace(self, images=self.images[rows], labels=self.labels[rows])
-
-    def relabelled(self, labels: Tensor) -> Images:
-        return replace(self, labels=labels)
 
     def join(self, other: Images) -> Images:
         if other.images.shape[1:] != self.images.shape[1:]:

@@ -17,11 +17,11 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
 from ..errors import TorchsliceError
 from ..inputs import Inputs, batch_size, to_device
-from .splits import check_labels
+from .splits import Split, check_labels
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class Samples(Split):
     """Samples of datasets whose items are (inputs, label).
 
     Attributes:
@@ -48,15 +48,9 @@ class Samples:
         if self.original is None:
             object.__setattr__(self, "original", self.labels)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def take(self, rows: Tensor) -> Samples:
         assert self.original is not None
         return replace(self, rows=self.rows[rows], labels=self.labels[rows], original=self.original[rows])
-
-    def relabelled(self, labels: Tensor) -> Samples:
-        return replace(self, labels=labels)
 
     def join(self, other: Samples) -> Samples:
         assert self.original is not None and other.original is not None
@@ -104,10 +98,8 @@ class Samples:
 
         workers = 0 if few else self.workers
         own = torch.Generator()  # else the loader would draw from the user's random numbers
-        loader = DataLoader(
-            dataset, batch_sampler=_Once(indices), num_workers=workers, collate_fn=self.collate, generator=own
-        )
-        reader = iter(loader)
+        kind: dict[str, Any] = {"num_workers": workers, "collate_fn": self.collate, "generator": own}
+        reader = iter(DataLoader(dataset, batch_sampler=indices(), **kind))
         try:
             for batch in reader:
                 rows = asked.pop(0)
@@ -153,16 +145,6 @@ class _Seeded(Dataset[Any]):
         finally:
             random.setstate(before)
             np.random.set_state(numbers)
-
-
-class _Once:
-    """A batch sampler over an iterator that is used once."""
-
-    def __init__(self, indices: Callable[[], Iterator[list[int]]]) -> None:
-        self.indices = indices
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self.indices()
 
 
 def inputs_and_labels(batch: Any) -> tuple[Inputs, Tensor]:

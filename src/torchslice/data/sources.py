@@ -28,7 +28,7 @@ SOURCES: Registry[Callable[..., Task]] = Registry("data set")
 
 def names() -> list[str]:
     """Names of the data sets that `load` knows."""
-    return SOURCES.names()
+    return [*SOURCES, *TEXTS]
 
 
 def load(
@@ -55,13 +55,12 @@ def load(
     Task(digits: 10 classes, train: 1295 images of 1x8x8, validation: 143, test: 359)
     """
     kind, _, rest = str(name).partition(":")
-    what = f"data set {name!r}"
+    what, split = f"data set {name!r}", {"seed": seed, "validation_fraction": validation_fraction}
     if kind == "folder":
-        return call(read_folder, what, path=rest, seed=seed, validation_fraction=validation_fraction, **options)
+        return call(read_folder, what, path=rest, **split, **options)
     if kind == "csv":
-        return call(
-            _read_csv, what, path=rest, split={"seed": seed, "validation_fraction": validation_fraction}, **options
-        )
+        path = Path(rest).expanduser()
+        return call(_tokenised, what, parts=read_csv(path), name=path.stem, split=split, **options)
     if rest:
         made = call(import_object(name), what, **options)
         if not isinstance(made, Task):
@@ -69,13 +68,14 @@ def load(
                 f"{what} returned a {type(made).__name__}; it must return a Task, such as torchslice.data.task makes."
             )
         return made
-    if name not in SOURCES:
+    if name not in names():
         raise unknown("data set", name, [*names(), "folder:PATH", "csv:PATH", "package.module:function"])
-    if options and name not in TEXTS:
-        raise TorchsliceError(f"{what} takes no options; got {', '.join(options)}.")
     where = Path(data_dir or os.environ.get("TORCHSLICE_DATA") or "~/.cache/torchslice").expanduser()
-    split = {"seed": seed, "validation_fraction": validation_fraction}
-    return call(SOURCES[name], what, data_dir=where, download=download, split=split, **options)
+    if name in TEXTS:
+        return call(_tokenised, what, parts=TEXTS[name](where), name=name, split=split, **options)
+    if options:
+        raise TorchsliceError(f"{what} takes no options; got {', '.join(options)}.")
+    return SOURCES[name](data_dir=where, download=download, split=split)
 
 
 @SOURCES.register("digits")
@@ -173,7 +173,7 @@ def cifar100(data_dir: Path, download: bool, split: dict[str, Any]) -> Task:
 
 # -- texts --------------------------------------------------------------------------------------------------------
 def _tokenised(
-    parts: dict[str, Labelled], name: str, split: dict[str, Any], tokenizer: Any, max_length: int | None
+    parts: dict[str, Labelled], name: str, split: dict[str, Any], tokenizer: Any = None, max_length: int | None = None
 ) -> Task:
     """Return the task of texts and the names of their labels, per split; classes are in alphabetical order."""
     classes = sorted({label for _, labels in parts.values() for label in labels})
@@ -183,23 +183,3 @@ def _tokenised(
     }
     made = task(**splits, classes=classes, name=name, **split)
     return made if tokenizer is None else made.like(tokenizer_record(tokenizer))
-
-
-def _named_texts(
-    name: str,
-    *,
-    data_dir: Path,
-    download: bool,
-    split: dict[str, Any],
-    tokenizer: Any = None,
-    max_length: int | None = None,
-) -> Task:
-    return _tokenised(TEXTS[name](data_dir), name, split, tokenizer, max_length)
-
-
-def _read_csv(path: str, split: dict[str, Any], tokenizer: Any = None, max_length: int | None = None) -> Task:
-    return _tokenised(read_csv(Path(path).expanduser()), Path(path).stem, split, tokenizer, max_length)
-
-
-for _name in TEXTS:
-    SOURCES.register(_name)(partial(_named_texts, _name))

@@ -5,40 +5,51 @@ Shapes: n samples of a split, B batch, C classes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, Self, TypeVar
+from dataclasses import replace
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import TorchsliceError
-from ..inputs import Inputs
+from ..inputs import Inputs, to_device
 
 
-class Split(Protocol):
-    """Labelled samples."""
+class Split(ABC):
+    """Labelled samples: a frozen dataclass.
 
-    @property
-    def labels(self) -> Tensor:
-        """Labels, int64 [n]."""
+    Attributes:
+        labels: int64 [n].
+        preprocessing: how the inputs are made, as plain data, or None.
+    """
 
-    @property
-    def preprocessing(self) -> dict[str, Any] | None:
-        """How the inputs are made, as plain data, or None."""
+    labels: Tensor
+    preprocessing: Any
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
+    @abstractmethod
     def take(self, rows: Tensor) -> Self:
         """Return the samples that an index tensor or a bool mask [n] selects."""
 
     def relabelled(self, labels: Tensor) -> Self:
         """Return the same samples with other labels, int64 [n]."""
+        return replace(self, labels=labels)  # type: ignore[type-var]
 
+    @abstractmethod
     def join(self, other: Self) -> Self:
         """Return these samples, then those of another split of the same kind."""
 
     def like(self, preprocessing: Mapping[str, Any]) -> Self:
         """Return the same samples with the inputs made as `preprocessing` says, as far as this split can."""
+        return self
+
+    def inputs_of(self, rows: Tensor) -> Inputs:
+        """Return the inputs of a batch of indices, int64 [B], as a model takes them, on the CPU."""
+        raise NotImplementedError
 
     def read(
         self,
@@ -54,7 +65,10 @@ class Split(Protocol):
         `part` picks the rows of a batch that are this process's; with a generator, inputs are augmented as for
         training, in epoch `epoch`, counted from 1.
         """
+        for rows in batches:
+            yield to_device(self.inputs_of(rows if part is None else part(rows)), device)
 
+    @abstractmethod
     def update(self, digest: Any) -> None:
         """Add what identifies the samples and their order to a hash."""
 

@@ -5,19 +5,18 @@ Shapes: n samples of a split, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..inputs import Inputs, batch_size, check_like, describe, join, take, tensors, to_device
-from .splits import check_labels
+from ..inputs import Inputs, batch_size, check_like, describe, join, take, tensors
+from .splits import Split, check_labels
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class Stored(Split):
     """Inputs as a model takes them, a tensor or a tree of tensors with n samples each, and their labels, int64 [n].
 
     >>> split = Stored({"text": torch.zeros(3, 5, dtype=torch.int64), "age": torch.ones(3, 1)}, torch.tensor([0, 1, 1]))
@@ -32,34 +31,16 @@ class Stored:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", check_labels(self.labels, batch_size(self.inputs)))
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def take(self, rows: Tensor) -> Stored:
         return replace(self, inputs=take(self.inputs, rows), labels=self.labels[rows])
-
-    def relabelled(self, labels: Tensor) -> Stored:
-        return replace(self, labels=labels)
 
     def join(self, other: Stored) -> Stored:
         check_like(other.inputs, self.inputs)
         labels = torch.cat([self.labels, other.labels])
         return replace(self, inputs=join([self.inputs, other.inputs]), labels=labels)
 
-    def like(self, preprocessing: Mapping[str, Any]) -> Stored:
-        return self
-
-    def read(
-        self,
-        batches: Iterable[Tensor],
-        *,
-        device: torch.device | str = "cpu",
-        part: Callable[[Tensor], Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        epoch: int = 1,
-    ) -> Iterator[Inputs]:
-        for rows in batches:
-            yield to_device(take(self.inputs, rows if part is None else part(rows)), device)
+    def inputs_of(self, rows: Tensor) -> Inputs:
+        return take(self.inputs, rows)
 
     def update(self, digest: Any) -> None:
         for tensor in (*tensors(self.inputs), self.labels):

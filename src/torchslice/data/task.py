@@ -139,7 +139,13 @@ class Task:
         """Return the same samples with inputs made as another task's were; None leaves them as they are."""
         if preprocessing is None:
             return self
-        return self._with({name: self.split(name).like(preprocessing) for name in SPLITS})
+        try:
+            return self._with({name: self.split(name).like(preprocessing) for name in SPLITS})
+        except (KeyError, TypeError) as error:
+            raise TorchsliceError(
+                f"inputs of {self.name} cannot be made as {str(preprocessing)[:80]} says ({error!r}); it must be "
+                "what the preprocessing of a task says."
+            ) from error
 
     def _with(self, splits: Mapping[str, Split], **others: Any) -> Task:
         changed: dict[str, Any] = {**splits, **others}

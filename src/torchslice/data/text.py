@@ -6,7 +6,7 @@ Shapes: n texts of a split, B batch, T tokens of the longest text of a batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import TorchsliceError, first_line
 from ..imports import import_optional, import_transformers
-from ..inputs import Inputs, to_device
-from .splits import check_labels
+from ..inputs import Inputs
+from .splits import Split, check_labels
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
+class Texts(Split):
     """Texts and their labels; a model gets {"input_ids": int64 [B, T], "attention_mask": int64 [B, T]}.
 
     Attributes:
@@ -45,16 +45,10 @@ class Texts:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", check_labels(self.labels, len(self.texts)))
 
-    def __len__(self) -> int:
-        return len(self.texts)
-
     def take(self, rows: Tensor) -> Texts:
         kept = torch.arange(len(self))[rows].tolist()
         tokens = None if self.tokens is None else tuple(self.tokens[i] for i in kept)
         return replace(self, texts=tuple(self.texts[i] for i in kept), labels=self.labels[kept], tokens=tokens)
-
-    def relabelled(self, labels: Tensor) -> Texts:
-        return replace(self, labels=labels)
 
     def join(self, other: Texts) -> Texts:
         if self.preprocessing is not None:
@@ -89,21 +83,11 @@ class Texts:
         chosen = [max(range(len(self)), key=lambda i: of(tokens[i])) for of in (len, lambda ids: int(ids.max()))]
         return torch.tensor(chosen if chosen[0] != chosen[1] else [chosen[0], (chosen[0] + 1) % len(self)])
 
-    def read(
-        self,
-        batches: Iterable[Tensor],
-        *,
-        device: torch.device | str = "cpu",
-        part: Callable[[Tensor], Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        epoch: int = 1,
-    ) -> Iterator[Inputs]:
-        tokens, pad = self._tokens, (self.preprocessing or {})["pad_token"]
-        for rows in batches:
-            ids = [tokens[i] for i in (rows if part is None else part(rows)).tolist()]
-            mask = pad_sequence([torch.ones_like(own) for own in ids], batch_first=True)
-            padded = pad_sequence(ids, batch_first=True, padding_value=pad)
-            yield to_device({"input_ids": padded, "attention_mask": mask}, device)
+    def inputs_of(self, rows: Tensor) -> Inputs:
+        ids, pad = [self._tokens[i] for i in rows.tolist()], (self.preprocessing or {})["pad_token"]
+        mask = pad_sequence([torch.ones_like(own) for own in ids], batch_first=True)
+        padded = pad_sequence(ids, batch_first=True, padding_value=pad)
+        return {"input_ids": padded, "attention_mask": mask}
 
     @property
     def _tokens(self) -> tuple[Tensor, ...]:

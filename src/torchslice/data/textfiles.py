@@ -54,12 +54,9 @@ def read_csv(path: Path) -> dict[str, Labelled]:
     Raises TorchsliceError for a row without text or label, with its number.
     """
     if path.is_dir():
-        return {s: _csv(path / f"{s}.csv") for s in ("train", "validation", "test") if _is_there(path, s)}
+        files = {split: path / f"{split}.csv" for split in ("train", "validation", "test")}
+        return {split: _csv(file) for split, file in files.items() if split == "train" or file.is_file()}
     return {"train": _csv(path)}
-
-
-def _is_there(folder: Path, split: str) -> bool:
-    return split == "train" or (folder / f"{split}.csv").is_file()
 
 
 def _csv(path: Path) -> Labelled:
@@ -74,6 +71,11 @@ def _csv(path: Path) -> Labelled:
                     f"{', '.join(reader.fieldnames or ['nothing'])[:60]!r}."
                 )
             for row in reader:
+                if None in row:
+                    raise TorchsliceError(
+                        f"{path}, line {reader.line_num}: more fields than the first line has; put a text with commas "
+                        "in quotes."
+                    )
                 for column, found in (("text", texts), ("label", labels)):
                     if not (value := (row[column] or "").strip()):
                         raise TorchsliceError(

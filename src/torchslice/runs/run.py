@@ -302,7 +302,8 @@ def _digest(path: Path) -> str:
     """Return the SHA-256 over the weights in a checkpoint."""
     if not path.exists():
         raise TorchsliceError(f"{path} is missing; train to the end first: torchslice train ...")
-    return digest_of({name: tensor for name, tensor in read_checkpoint(path)[1].items() if name.startswith(MODEL)})
+    saved = read_checkpoint(path)[1]
+    return digest_of({name.removeprefix(MODEL): of for name, of in saved.items() if name.startswith(MODEL)})
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

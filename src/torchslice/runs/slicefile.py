@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from ..slices import Slice, union
 
 FORMAT_VERSION = 2
 T = TypeVar("T", Slice, Ranking)
+R = TypeVar("R")
 
 
 def digest_of_model(model: nn.Module) -> str:
@@ -46,19 +47,31 @@ class SliceFile:
 
     def read(self, kind: type[T], weights: str, remedy: str) -> dict[str, T]:
         """Return the slices, or rankings, by class; those of other weights are an error that says the remedy."""
+        return self._read(weights, remedy, lambda content: _by_class(kind, content))
+
+    def critical(self, weights: str, remedy: str) -> Slice:
+        """Return what all classes together need: what was found so, else the union of the class slices."""
+
+        def found(content: dict[str, Any]) -> Slice:
+            if "critical" in content:
+                return Slice.from_plain(content["critical"])
+            return union(_by_class(Slice, content).values())
+
+        return self._read(weights, remedy, found)
+
+    def _read(self, weights: str, remedy: str, take: Callable[[dict[str, Any]], R]) -> R:
+        """Return what `take` makes of the content; raise for other weights and for damage."""
         content = read_json(self.path, "classes", "weights_sha256")
         if content["weights_sha256"] != weights:
             raise TorchsliceError(f"{self.path} belongs to other weights; {remedy}")
         try:
-            return {name: kind.from_plain(plain) for name, plain in content["classes"].items()}
+            return take(content)
         except Exception as error:  # damaged data can be wrong in any way
             raise TorchsliceError(f"{self.path} is damaged ({error}); {remedy}") from error
 
-    def critical(self, weights: str, remedy: str) -> Slice:
-        """Return what all classes together need: what was found so, else the union of the class slices."""
-        slices = self.read(Slice, weights, remedy)
-        found = read_json(self.path).get("found", {}).get("critical")
-        return union(slices.values()) if found is None else Slice.from_plain(found)
+
+def _by_class(kind: type[T], content: dict[str, Any]) -> dict[str, T]:
+    return {name: kind.from_plain(plain) for name, plain in content["classes"].items()}
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:

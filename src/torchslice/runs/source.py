@@ -128,12 +128,12 @@ class Opening:
 
     def again(self, source: Source) -> list[str]:
         """Return the words that open a source once more on the command line."""
-        words = [source.name]
-        if source.run is None:
-            words += source.data
-            words += [] if self.weights is None else ["--weights", str(self.weights)]
-            words += [word for text in self.model_argument or () for word in ("--model-argument", text)]
-            words += ["--allow-import"] if self.allow_import else []
+        if source.run is not None:
+            return data_words(source.name, {}, self.data_dir)
+        words = [source.name, *source.data]
+        words += [] if self.weights is None else ["--weights", str(self.weights)]
+        words += [word for text in self.model_argument or () for word in ("--model-argument", text)]
+        words += ["--allow-import"] if self.allow_import else []
         return words
 
     def open(self, name: str, data_name: str | None, *, seed: int, device: str, new: str | None = None) -> Source:
@@ -211,6 +211,7 @@ def data_words(data: str, options: Mapping[str, Any], data_dir: str | Path | Non
     >>> data_words("cifar10", {"workers": 2}, "data")
     ['cifar10', '--data-option', 'workers=2', '--data-dir', 'data']
     """
-    texts = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()]
+    plain = {name: text for name, text in options.items() if pairs([f"{name}={text}"]) == {name: text}}
+    texts = [f"{name}={plain.get(name, json.dumps(value))}" for name, value in options.items()]
     words = [data, *(word for text in texts for word in ("--data-option", text))]
     return words if data_dir is None else [*words, "--data-dir", str(data_dir)]

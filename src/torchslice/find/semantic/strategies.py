@@ -70,14 +70,6 @@ class SemanticSlices(Mapping[str, Slice]):
         retention = {"critical": self.critical.neuron_retention, "classes": kept}
         return {"strategy": strategy, "metric": self.metric, "neuron_retention": retention}
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return everything as JSON-able data."""
-        return {
-            **self.summary(),
-            "classes": {name: slice_.to_plain() for name, slice_ in self.items()},
-            "critical": self.critical.to_plain(),
-        }
-
     def __repr__(self) -> str:
         kept, rows = [slice_.neuron_retention for slice_ in self.values()], []
         for layer, width in self.critical.layers.items():
