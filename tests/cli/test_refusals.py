@@ -23,7 +23,7 @@ EARLY = [
     ("--colour", ["--colour", "torchslice --help"]),
     ("train convnet", ["DATA", "torchslice train --help"]),
     ("train convnet digits", ["--out"]),
-    (f"{TRAIN} --device meta", ["'meta'", "auto, cpu or cuda"]),
+    (f"{TRAIN} --device meta", ["'meta'", "auto or cpu"]),
     ("store list {out}", ["there is no store", "store add"]),
     ("store verify {out}", ["there is no store", "store add"]),
     (f"{TRAIN} --colour red", ["--colour", "torchslice train --help"]),
