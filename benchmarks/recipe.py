@@ -12,7 +12,7 @@ from torchslice import accuracy, fit
 from torchslice.runs.recipe import make_model
 
 from .experiment import Benchmark, Network, Part, Scale, spent
-from .tables import Cell, Run, Runs, about_training, figure, page, table
+from .tables import Run, Runs, about_training, figure, page, table
 
 PLAIN: dict[str, Any] = {"learning_rate": 0.05, "weight_decay": 0.0, "warmup_fraction": 0.0, "label_smoothing": 0.0}
 
@@ -76,19 +76,12 @@ class Training(Part):
 
 
 # -- the page -----------------------------------------------------------------------------------------------------
-def number(key: str, unit: float, digits: int) -> Cell:
-    """Return the cell of a figure in a unit."""
-    return lambda runs, row: figure("rows", key, percent=False, digits=digits)(
-        [{"rows": [{**one, key: one[key] / unit} for one in run["rows"]]} for run in runs], row
-    )
-
-
 FIGURES = {
     "test, %": figure("rows", "test", digits=2),
     "validation, %": figure("rows", "validation", digits=2),
     "epochs": figure("rows", "epochs", percent=False, digits=0),
-    "MACs, millions": number("macs", 1e6, 1),
-    "FLOPs, 1e14": number("flops", 1e14, 2),
+    "MACs, millions": figure("rows", "macs", percent=False, unit=1e6),
+    "FLOPs, 1e14": figure("rows", "flops", percent=False, unit=1e14, digits=2),
     "minutes": figure("rows", "minutes", percent=False, digits=0),
 }
 ARMS = {

@@ -32,7 +32,7 @@ from torchslice.runs.recipe import make_model
 from torchslice.training import Cost, cost
 
 from .experiment import Benchmark, Cells, Network, Part, Scale, neurons_of
-from .tables import Cell, Run, Runs, draw, figure, found, page, table
+from .tables import Run, Runs, draw, figure, found, meanings, page, table
 
 WEAK = {
     "underfitted": "trained for too few epochs",
@@ -405,15 +405,10 @@ CHANGES = {
 }
 ANSWERS = {
     "accuracy": figure("composed", "accuracy"),
-    "MACs, millions": lambda runs, row: figure("composed", "macs", percent=False)(millions(runs), row),
+    "MACs, millions": figure("composed", "macs", percent=False, unit=1e6),
     **{f"AUROC, {name}": figure("composed", f"auroc, {name}") for name in SCORES},
     **{f"false positives, {name}": figure("composed", f"fpr, {name}") for name in SCORES},
 }
-
-
-def millions(runs: Runs) -> Runs:
-    """Return runs whose MACs are in millions."""
-    return [{**run, "composed": [{**row, "macs": row["macs"] / 1e6} for row in run["composed"]]} for run in runs]
 
 
 def section(runs: Runs, network: Run) -> list[str]:
@@ -427,42 +422,29 @@ def section(runs: Runs, network: Run) -> list[str]:
         )
         return [
             about,
-            explained(COMPOSED),
+            meanings(COMPOSED),
             table(runs, [(arm, {"arm": arm}) for arm in COMPOSED], ANSWERS, corner="arm"),
         ]
+    names = dict.fromkeys(row["class"] for row in runs[0]["replaced"])
     blocks = [
         f"Weak: {network['model']}; strong: {network['strong']}, width {network['strong_width']:g}, "
-        f"{network['strong_epochs']} epochs. The class is in turn: {', '.join(classes_of(runs))}.",
-        explained(ARMS),
+        f"{network['strong_epochs']} epochs. The class is in turn: {', '.join(names)}.",
+        meanings(ARMS),
     ]
     for kind, meaning in WEAK.items():
         budgets = {
             arm: dict.fromkeys(row["budget"] for row in found(runs[0]["replaced"], weak=kind, arm=arm)) for arm in ARMS
         }
-        rows = [(named(arm, b), {"arm": arm, "budget": b}) for arm, known in budgets.items() for b in known]
-        cells = {name: partial(of_kind, cell, kind) for name, cell in CHANGES.items()}
-        blocks += [f"### {kind}: {meaning}", table(runs, rows, cells, corner="arm")]
+        rows = [
+            (named(arm, b), {"arm": arm, "budget": b, "weak": kind}) for arm, known in budgets.items() for b in known
+        ]
+        blocks += [f"### {kind}: {meaning}", table(runs, rows, CHANGES, corner="arm")]
     return blocks
-
-
-def of_kind(cell: Cell, kind: str, runs: Runs, row: Run) -> str:
-    """Return the cell of one kind of weak network."""
-    return cell(runs, {**row, "weak": kind})
 
 
 def named(arm: str, budget: float | None) -> str:
     """Name an arm, with the size of its part."""
     return arm if budget is None else f"{arm}, {budget:.0%} of the strong network"
-
-
-def classes_of(runs: Runs) -> list[str]:
-    """Return the classes that were replaced."""
-    return list(dict.fromkeys(row["class"] for row in runs[0]["replaced"]))
-
-
-def explained(arms: dict[str, str]) -> str:
-    """Say what every arm is."""
-    return "\n".join(f"- **{arm}**: {meaning}." for arm, meaning in arms.items())
 
 
 BENCHMARK = Benchmark("replace", SETTINGS, Replacing, write_page)

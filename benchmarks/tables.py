@@ -71,6 +71,7 @@ def figure(
     of: Callable[[list[float]], float | None] = mean,
     percent: bool = True,
     digits: int = 1,
+    unit: float = 1,
     **where: Any,
 ) -> Cell:
     """Return the cell of a figure: mean and spread over the seeds.
@@ -83,7 +84,7 @@ def figure(
     """
 
     def read(run: Run, row: Run) -> float | None:
-        known = [one[key] for one in found(run[rows] if rows else [run], **row, **where) if one[key] is not None]
+        known = [one[key] / unit for one in found(run[rows] if rows else [run], **row, **where) if one[key] is not None]
         return of(known) if known else None
 
     return lambda runs, row: spread([read(run, row) for run in runs], percent=percent, digits=digits)
@@ -148,11 +149,16 @@ def page(
     about = head(result, seeds, *([f"**not measured: {missing}**"] if missing else []))
     blocks = [f"# {title}", *first, about, *text]
     if arms:
-        blocks.append("\n".join(f"- **{arm}**: {meaning}." for arm, meaning in arms.items()))
+        blocks.append(meanings(arms))
     blocks += [picture] if picture and not answer else []
     for name, runs in by_network(result["runs"]).items():
         blocks += [f"## {name}", *section(runs, networks[name])]
     return "\n\n".join(blocks) + "\n"
+
+
+def meanings(arms: Mapping[str, str]) -> str:
+    """Say what every arm is."""
+    return "\n".join(f"- **{arm}**: {meaning}." for arm, meaning in arms.items())
 
 
 def head(result: Mapping[str, Any], *more: str) -> str:
@@ -169,20 +175,9 @@ def about_training(network: Mapping[str, Any]) -> str:
 
 
 # -- pictures -----------------------------------------------------------------------------------------------------
-def is_control(arm: str) -> bool:
-    """Tell whether an arm is there to be compared with only."""
-    return arm.startswith("control")
-
-
 def curve(rows: Iterable[Run], x: str, y: str, **where: Any) -> Curve:
     """Return two figures of the rows that have these values as points, in percent."""
     return [(100 * row[x], 100 * row[y]) for row in found(rows, **where)]
-
-
-def interpolated(curve: Curve, at: float) -> float | None:
-    """Interpolate a curve, None beyond its ends."""
-    x, y = zip(*sorted(curve), strict=True)
-    return float(np.interp(at, x, y)) if x[0] <= at <= x[-1] else None
 
 
 def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str, log_x: bool = False) -> str:
@@ -226,7 +221,7 @@ def draw(path: Path, panels: Mapping[str, Panel], *, x: str, y: str, title: str,
 def _looks(arms: Iterable[str]) -> dict[str, tuple[str, Any, str]]:
     """Return colour, line and marker of every arm; controls are black."""
     colours, dashes = iter(COLOURS * 3), iter(CONTROLS * 2)
-    return {arm: ("black", *next(dashes)) if is_control(arm) else (next(colours), "-", "o") for arm in arms}
+    return {arm: ("black", *next(dashes)) if arm.startswith("control") else (next(colours), "-", "o") for arm in arms}
 
 
 def _lines(place: Any, panel: Panel, looks: Mapping[str, tuple[str, Any, str]], log_x: bool) -> None:

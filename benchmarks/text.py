@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import torchslice as ts
 from torchslice import Slice, TorchsliceError, accuracy, extract, gates, judge
@@ -139,9 +139,8 @@ class Dividing(Part):
         groups = disjoint(len(task.classes), network.sizes, self.settings.sub_tasks, self.settings.seed)
         standard = neurons_of(self.new(task), task)
         seconds = {"standard": self.train(standard.model, "standard", epochs=network.epochs)}
-        whole = judge.predict(standard.model, task)
         for labels in groups:
-            self.add("whole, restricted", labels, standard.model, standard.full(), restricted(whole, task, labels))
+            self.cut("whole, restricted", standard, standard.full(), labels, tuned=False)
 
         scores = self.contributions(standard, task, metric=METRICS)
         for labels in groups:
@@ -170,7 +169,7 @@ class Dividing(Part):
             slice_ = fit_budget(trained, ranking, **budget)
             self.cut("sub-tasks", trained, slice_, labels, tuned=True)
         return {
-            "accuracy": judge.accuracy_of(whole, task.test.labels).overall,
+            "accuracy": accuracy(standard.model, task).overall,
             "mwt_accuracy": accuracy(gated, task).overall,
             "subtask_accuracy": accuracy(trained.model, task).overall,
             "seconds": [{"what": what, "value": value} for what, value in seconds.items()],
@@ -246,18 +245,6 @@ def made_up_model(task: Task) -> nn.Module:
         num_labels=len(task.classes),
     )
     return Encoder(transformers.BertModel(config, add_pooling_layer=False), 32, len(task.classes))
-
-
-def answers(whole: Tensor, task: Task, labels: Labels) -> tuple[Tensor, Tensor]:
-    """Return test logits [n, k] and labels [n] of some classes, from the logits [N, C] of all test images."""
-    classes = torch.tensor(labels)
-    chosen = torch.isin(task.test.labels, classes)
-    return whole[chosen][:, list(labels)], torch.searchsorted(classes, task.test.labels[chosen])
-
-
-def restricted(whole: Tensor, task: Task, labels: Labels) -> float:
-    """Score a whole network that knows which classes are asked for."""
-    return judge.accuracy_of(*answers(whole, task, labels)).overall
 
 
 def disjoint(count: int, sizes: Sequence[int], most: int, seed: int) -> list[Labels]:

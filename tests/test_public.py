@@ -18,7 +18,7 @@ NAMES = [
 MODULES = {
     "data": "Images Samples Split Stored Task hold_out joined limit load names task",
     "gates": "GatedModel attach class_slices objective report slices_from statistics",
-    "judge": "accuracy auroc calibrate calibration_error compensate confusion cost evaluate_stages "
+    "judge": "accuracy auroc calibrate calibration_error compensate cost evaluate_stages "
     "false_positive_rate features forgetting latency_ms nearest predict random_like recalibrate reinitialised repair "
     "threshold",
     "models": "create names",

@@ -185,14 +185,6 @@ def test_moda_by_hand() -> None:
     assert not any(isinstance(m, torch.nn.GELU) for m in moda.with_relu(models.create("fast")).modules())
 
 
-def test_restricted_answers_by_hand() -> None:
-    task = load("digits")
-    whole = torch.nn.functional.one_hot(task.test.labels, 10).float()
-    logits, labels = text.answers(whole, task, (3, 8))
-    assert torch.equal(labels, task.restrict(["3", "8"]).test.labels) and logits.shape == (len(labels), 2)
-    assert text.restricted(whole, task, (3, 8)) == 1 and text.restricted(-whole, task, (3, 8)) == 0
-
-
 def test_slicing(monkeypatch: pytest.MonkeyPatch) -> None:
     (run,), page = smoke(slicing.BENCHMARK, monkeypatch, compressions=(0.3, 0.5))
     rows = {(row["slicer"], row["metric"], row["allocation"], row["repair"], row["at"]): row for row in run["rows"]}

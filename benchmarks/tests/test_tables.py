@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import tables
 from benchmarks.experiment import read_result
-from benchmarks.tables import deviation, draw, figure, found, interpolated, markdown, spread, table
+from benchmarks.tables import deviation, draw, figure, found, markdown, spread, table
 from torchslice import TorchsliceError
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -37,12 +37,6 @@ def test_a_figure_is_found_by_the_row_and_the_column() -> None:
     ]
     assert figure("", "whole")([run, {"whole": 0.7}], {}) == "80.0 ± 14.1"
     assert found(run["rows"], arm="a", size=5) == [run["rows"][2]]
-
-
-def test_interpolation_ends_with_the_curve() -> None:
-    curve = [(0.4, 0.2), (0.0, 1.0)]
-    assert interpolated(curve, 0.1) == pytest.approx(0.8) and interpolated(curve, 0.41) is None
-    assert interpolated(curve, 0.0) == 1.0 and interpolated(curve[:1], 0.4) == 0.2
 
 
 @pytest.mark.parametrize(("count", "log_x"), [(1, False), (3, True)])

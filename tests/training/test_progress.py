@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchslice.training.progress import Bar, RunningMeans, progress_bar
+from torchslice.training.progress import RunningMeans, progress_bar
 
 
 def test_means_are_weighted_by_samples():
@@ -15,16 +15,14 @@ def test_means_are_weighted_by_samples():
 
 
 def test_a_bar_that_is_not_shown_prints_nothing(capsys):
-    Bar(None).advance("title", "text")
     with progress_bar(False, total=3) as bar:
-        bar.advance("title")
+        bar("title")
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_bar_goes_on_where_a_run_was_interrupted(capsys):
     with progress_bar(True, total=4, done=2) as bar:
-        bar.advance("epoch 2", "loss 0.5")
-        bar.advance("epoch 2")
-        assert bar._progress.tasks[0].completed == 4
+        bar("epoch 2", "loss 0.5")
+        bar("epoch 2")
     out, err = capsys.readouterr()
     assert not out and "epoch 2" in err and "loss 0.5" in err

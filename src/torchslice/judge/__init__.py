@@ -1,6 +1,6 @@
 """Say honestly what a network is worth: accuracy, cost, calibration, and what it is compared with."""
 
-from ..training import Accuracy, Cost, Latency, accuracy, accuracy_of, confusion, cost, latency, latency_ms, predict
+from ..training import Accuracy, Cost, Latency, accuracy, accuracy_of, cost, latency, latency_ms, predict
 from .baselines import random_like, reinitialised
 from .calibrate import best_temperature, calibrate, calibration_error
 from .compensate import compensate
@@ -27,7 +27,6 @@ __all__ = [
     "calibrate",
     "calibration_error",
     "compensate",
-    "confusion",
     "cost",
     "evaluate_stages",
     "false_positive_rate",

@@ -1,7 +1,7 @@
 """Training: settings, one visible loop, objectives, checkpoints that resume bit-equal; and what a network is worth."""
 
 from .costs import Cost, Latency, cost, latency, latency_ms
-from .evaluate import Accuracy, accuracy, accuracy_of, confusion, predict
+from .evaluate import Accuracy, accuracy, accuracy_of, predict
 from .finetune import finetune
 from .fit import fit
 from .objectives import CrossEntropy, Objective
@@ -18,7 +18,6 @@ __all__ = [
     "Training",
     "accuracy",
     "accuracy_of",
-    "confusion",
     "cost",
     "finetune",
     "fit",

@@ -30,30 +30,12 @@ class Accuracy:
         return f"{self.overall:.2%}"
 
 
-def confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count samples by true class (row) and answered class (column): logits [n, C], labels [n] -> int64 [C, C].
-
-    >>> confusion(torch.tensor([[2.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1])).tolist()
-    [[1, 0], [1, 0]]
-    """
-    classes = logits.shape[1]
-    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).reshape(classes, classes)
-
-
 def accuracy_of(logits: Tensor, labels: Tensor) -> Accuracy:
     """Score logits [n, C] against labels [n]."""
-    return _accuracy(_counts(logits, labels))
-
-
-def _counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count the samples of every class, those that are answered correctly and all, int64 [2, C]."""
     correct = labels[logits.argmax(1) == labels]
-    return torch.stack([of.bincount(minlength=logits.shape[1]) for of in (correct, labels)])
-
-
-def _accuracy(counts: Tensor) -> Accuracy:
-    correct, of_all = counts.sum(1).tolist()
-    return Accuracy(correct / of_all, tuple(part / n if n else None for part, n in counts.T.tolist()))
+    right, of_all = (of.bincount(minlength=logits.shape[1]).tolist() for of in (correct, labels))
+    per_class = tuple(part / n if n else None for part, n in zip(right, of_all, strict=True))
+    return Accuracy(len(correct) / len(labels), per_class)
 
 
 def predict(
@@ -89,18 +71,13 @@ def accuracy(
     >>> 0 <= accuracy(small, task.restrict(["3", "8"])).overall <= 1
     True
     """
-    check_model(model)
-    check_task(task)
-    ranks, classes = current_ranks(device_of(model)), len(task.classes)
-    counts = torch.zeros(2, classes, dtype=torch.int64, device=device_of(model))
-    for logits, labels in _run(model, task, split, batch_size, output, ranks):
-        if logits.shape[1] != classes:
-            raise TorchsliceError(
-                f"the model answers with {logits.shape[1]} classes and {task.name} has {classes}; "
-                "give task.restrict(classes) with the model's classes in their order."
-            )
-        counts += _counts(logits, labels)
-    return _accuracy(ranks.sum(counts))
+    logits, classes = predict(model, task, split, batch_size=batch_size, output=output), len(task.classes)
+    if logits.shape[1] != classes:
+        raise TorchsliceError(
+            f"the model answers with {logits.shape[1]} classes and {task.name} has {classes}; "
+            "give task.restrict(classes) with the model's classes in their order."
+        )
+    return accuracy_of(logits, task.split(split).labels)
 
 
 def _run(

@@ -14,7 +14,7 @@ from ..errors import TorchsliceError
 from .batches import Batches, epoch_seed
 from .objectives import Drawn, Objective, checked
 from .placement import Placement, in_format
-from .progress import Bar, RunningMeans
+from .progress import Advance, RunningMeans
 from .settings import Training
 
 SHOW_EVERY = 20  # steps between two looks at the losses, each of which waits for the device
@@ -32,7 +32,7 @@ def train_epochs(
     memory_format: torch.memory_format,
     done: int,
     rate: Callable[[int], float],
-    bar: Bar,
+    bar: Advance,
 ) -> Iterator[dict[str, Any]]:
     """Train from after epoch `done` to the last epoch and yield a row of figures after each.
 
@@ -57,7 +57,7 @@ def train_epochs(
             means.add(len(correct), loss=loss, **parts, train_accuracy=correct.double().mean())
             first_loss = abs(loss.item()) if first_loss is None else first_loss
             look = number % SHOW_EVERY == 0 or number == len(batches)
-            bar.advance(f"epoch {epoch}/{training.epochs}", _losses(means, epoch, training, first_loss) if look else "")
+            bar(f"epoch {epoch}/{training.epochs}", _losses(means, epoch, training, first_loss) if look else "")
         seconds = time.perf_counter() - started
         yield {"epoch": epoch, "learning_rate": first_rate, **means.read(ranks), "steps": step, "seconds": seconds}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from rich.table import Column
 from torch import Tensor
 
 from .ranks import Ranks, is_first
+
+Advance = Callable[..., None]
 
 
 class RunningMeans:
@@ -42,27 +44,19 @@ class RunningMeans:
         return {name: value / samples for name, value in zip(self._sums, values, strict=True)}
 
 
-class Bar:
-    """A progress bar over steps with a text beside it; `Bar(None)` shows nothing."""
-
-    def __init__(self, progress: Progress | None, total: int = 0, done: int = 0) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=total, completed=done, text="") if progress else None
-
-    def advance(self, title: str, text: str = "") -> None:
-        """Move one step on; an empty text keeps the last one."""
-        if self._progress is not None and self._task is not None:
-            shown: dict[str, Any] = {"text": text} if text else {}
-            self._progress.update(self._task, advance=1, description=title, **shown)
-
-
 @contextlib.contextmanager
-def progress_bar(show: bool, *, total: int, done: int = 0) -> Iterator[Bar]:
-    """Show a bar over `total` steps on standard error inside the block; under torchrun, in its first process only."""
-    if not show or not is_first():
-        yield Bar(None)
-        return
+def progress_bar(show: bool, *, total: int, done: int = 0) -> Iterator[Advance]:
+    """Show a bar over `total` steps on standard error inside the block; under torchrun, in its first process only.
+
+    What it gives moves the bar one step on, with a title and a text; an empty text keeps the last one.
+    """
     text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False))  # the one to give way if it is narrow
     columns = (TextColumn("{task.description}"), BarColumn(16), TimeRemainingColumn(), text)
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield Bar(progress, total, done)
+    with Progress(*columns, console=Console(stderr=True), disable=not (show and is_first())) as progress:
+        task = progress.add_task("", total=total, completed=done, text="")
+
+        def advance(title: str, text: str = "") -> None:
+            shown: dict[str, Any] = {"text": text} if text else {}
+            progress.update(task, advance=1, description=title, **shown)
+
+        yield advance

@@ -99,7 +99,7 @@ def sweep(
             with evaluating(gated):
                 call_model(gated, inputs)
             yield labels, torch.cat([gated.gate_values[name] for name in gated.layers], 1)
-            bar.advance("gates")
+            bar("gates")
 
 
 def slices_from(gated: GatedModel, statistics: GateStatistics, *, frequency_threshold: float = 0.9) -> dict[str, Slice]:

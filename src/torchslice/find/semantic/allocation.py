@@ -89,7 +89,7 @@ def allocate(
             if taken == len(path) - 1:
                 depths, loss, kept, taken = deeper, after, left, -1
                 path.append(at(depths))
-                bar.advance("allocation", f"{kept:.0%} of the parameters, loss {loss:.3f}")
+                bar("allocation", f"{kept:.0%} of the parameters, loss {loss:.3f}")
                 if depths[unit] + 1 == len(levels):
                     continue
             else:

@@ -181,7 +181,7 @@ def contributions(
                 counted = torch.zeros(0, dtype=torch.uint8, device=found.device)
                 for batch, inputs in zip(batches, task.train.read(batches, device=found.device), strict=True):
                     counted = torch.cat([counted, found.add(batch, inputs, only)])
-                    bar.advance("contributions", f"{len(found.samples) + int(counted.sum())} samples")
+                    bar("contributions", f"{len(found.samples) + int(counted.sum())} samples")
                 counted = ranks.gathered(counted, len(rows)).bool().cpu()
                 found.samples = torch.cat([found.samples, rows[counted]])
     counts, widths = found.counts, {layer: neurons.layers[layer].count for layer in found.where.chains}

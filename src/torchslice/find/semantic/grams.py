@@ -17,7 +17,7 @@ from ...graph.activations import Activations, find_activations, reading
 from ...graph.neurons import Neurons
 from ...graph.views import view_of
 from ...inputs import device_of
-from ...training.progress import Bar, progress_bar
+from ...training.progress import Advance, progress_bar
 from ...training.ranks import Ranks, current_ranks
 from .contributions import Contributions, by_position
 from .selection import in_order, prefix_cka
@@ -149,7 +149,7 @@ def _that_fit(neurons: Neurons) -> Iterator[list[str]]:
 
 @torch.no_grad()
 def _scatters(
-    neurons: Neurons, task: Task, batches: Sequence[Tensor], where: Activations, bar: Bar
+    neurons: Neurons, task: Task, batches: Sequence[Tensor], where: Activations, bar: Advance
 ) -> dict[str, Scatter]:
     """Return the scatter of every layer over some batches of training samples."""
     found: dict[str, Scatter] = {}
@@ -160,5 +160,5 @@ def _scatters(
             values = by_position(uses, layer, where, len(rows))  # [B, N, P]
             new = Scatter.of(values.movedim(1, 2).flatten(0, 1))
             found[layer] = found[layer] + new if layer in found else new
-        bar.advance("similarity")
+        bar("similarity")
     return found
