@@ -20,6 +20,7 @@ from torchslice.graph.find import find_neurons
 from torchslice.graph.plan import cut_tensors, plan, resize, zero_out
 from torchslice.graph.views import view_of
 from torchslice.slices import Slice
+from torchslice.training import cost
 
 IMAGES = torch.linspace(-1, 1, 2 * 8 * 8).reshape(2, 1, 8, 8)
 SLICE = Slice({"conv1": torch.arange(8) < 5, "conv2": torch.arange(6) % 2 == 0})
@@ -197,6 +198,36 @@ def test_new_logits_are_not_looked_at(neurons) -> None:
     check_close(neurons.model, neurons, fewer, "wider", new_logits=1)
     with pytest.raises(TorchsliceError, match="the wider network differs from what it must compute by nan"):
         check_close(neurons.model, neurons, fewer, "wider")
+
+
+class Video(nn.Module):
+    """A network that looks at every frame by itself, then along time; frames lie on the first axis meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames, self.time, self.head = nn.Conv2d(3, 16, 3), nn.Conv1d(16, 64, 3, padding=1), nn.Linear(64, 5)
+
+    def forward(self, films: Tensor) -> Tensor:
+        shots = self.frames(films.flatten(0, 1)).relu().mean((2, 3))
+        return self.head(self.time(shots.view(*films.shape[:2], -1).transpose(1, 2)).relu().mean(-1))
+
+
+def test_macs_count_what_lies_on_the_first_axis() -> None:
+    films = torch.randn(2, 7, 3, 10, 10)
+    found = find_neurons(Video().eval(), films)
+    slice_ = Slice({name: torch.arange(n) % 2 == 0 for name, n in found.full().layers.items()})
+    whole, small = (cost(model, films).macs for model in (found.model, extract(found, slice_)))
+    assert retention(found, slice_).built_mac == small / whole
+
+
+def test_logits_in_another_order_are_no_head() -> None:
+    class Turned(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images)[:, [2, 0, 1]]
+
+    found = find_neurons(Turned(Tiny()).eval(), IMAGES)
+    with pytest.raises(TorchsliceError, match="do not come straight from a layer"):
+        extract(found, found.full(), classes=[0, 1])
 
 
 class Insisting(nn.Module):

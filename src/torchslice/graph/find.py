@@ -272,7 +272,7 @@ def _head(flow: Flow, wires: Any, output: Channels | None) -> tuple[str, ...]:
     return tuple(
         name
         for name, port in flow.ports.items()
-        if not isinstance(port, Norm | Free) and np.isin(wires[port.outs], scores).all()
+        if not isinstance(port, Norm | Free) and np.array_equal(wires[port.outs], scores)
     )
 
 

@@ -38,6 +38,8 @@ class Moves(Ground):
         if moved is None:
             return self._unknown(call, "takes several tensors")
         for out, result in zip(call.outputs, moved, strict=True):
+            if 0 in out.shape:
+                continue
             index = _narrowed(result).numpy()
             ids = source.ids.ravel()[index]
             self.channels[out] = self._step(call, "keep", [source], ids, index=index)

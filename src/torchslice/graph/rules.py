@@ -128,11 +128,15 @@ class Rules(Joins):
         self.channels[call.outputs[0]] = out
         return port
 
+    def _positions(self, value: Value, axis: int) -> int:
+        """Return at how many places per sample a tensor has its channels; windows and frames lie on the first axis."""
+        return max(1, int(np.prod(value.shape)) // value.shape[axis] // self.batch)
+
     def _convolution(self, call: Call) -> None:
         x, weight, dims = arg(call, 0, "input"), arg(call, 1, "weight"), CONVOLUTIONS[call.name]
         module = self._module(call, CONVS, weight)
-        if not isinstance(module, CONVS):
-            return self._unknown(call, self.elsewhere.get(call.module, "not a plain convolution layer"))
+        if not isinstance(module, CONVS) or len(x.shape) < dims + 2:
+            return self._unknown(call, self.elsewhere.get(call.module, "not a plain convolution layer over a batch"))
         axis = -(dims + 1)
         groups, out, layer = module.groups, call.outputs[0], call.module
         if groups > 1 and groups == module.in_channels:
@@ -146,7 +150,7 @@ class Rules(Joins):
         else:
             port = self._layer(call, Conv if groups == 1 else Grouped, x, axis, module.out_channels)
         port.groups, port.kernel = groups, int(np.prod(module.kernel_size))
-        port.positions += int(np.prod(out.shape[axis + 1 :]))
+        port.positions += self._positions(out, axis)
 
     def _transposed_convolution(self, call: Call) -> None:
         x, weight, dims = arg(call, 0, "input"), arg(call, 1, "weight"), TRANSPOSED[call.name]
@@ -155,7 +159,7 @@ class Rules(Joins):
             return self._unknown(call, self.elsewhere.get(call.module, "not a plain convolution layer of one group"))
         port = self._layer(call, TransposedConv, x, -(dims + 1), module.out_channels)
         port.kernel = int(np.prod(module.kernel_size))
-        port.positions += int(np.prod(x.shape[-dims:]))
+        port.positions += self._positions(x, -(dims + 1))
 
     def _linear(self, call: Call) -> None:
         x, weight = arg(call, 0, "input"), arg(call, 1, "weight")
@@ -163,7 +167,7 @@ class Rules(Joins):
         if not isinstance(module, nn.Linear):
             return self._unknown(call, self.elsewhere.get(call.module, "not a plain linear layer"))
         port, out = self._layer(call, Linear, x, -1, module.out_features), call.outputs[0]
-        port.positions += int(np.prod(out.shape[1:-1]))
+        port.positions += self._positions(out, -1)
         bias = arg(call, 2, "bias")
         if isinstance(bias, Value) and bias.parameter not in (f"{call.module}.bias", "bias"):
             product = Value(out.shape, True)
@@ -184,7 +188,7 @@ class Rules(Joins):
         if module is None or len(weight.shape) != 2 or {*module._parameters} - {"weight", "bias"}:
             return self._unknown(call, self.elsewhere.get(call.module, "not a layer of its own"))
         port = self._layer(call, Transposed, x, -1, weight.shape[1])
-        port.positions += int(np.prod(call.outputs[0].shape[:-1])) // self.batch
+        port.positions += self._positions(call.outputs[0], -1)
 
     def _addmm(self, call: Call) -> None:
         bias, x, weight = (arg(call, place, name) for place, name in enumerate(("input", "mat1", "mat2")))

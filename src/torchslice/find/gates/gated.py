@@ -5,7 +5,6 @@ Shapes: B batch, N neurons of a layer.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ...errors import TorchsliceError
 from ...graph.neurons import Neurons, check_neurons
 from ...graph.record import check_model
+from ...graph.views import copy_of
 from ...inputs import kept_tokens
 from ...registry import unknown
 
@@ -123,7 +123,7 @@ class GatedModel(nn.Module):
         >>> mean = ts.gates.statistics(gated, task, progress=False).mean
         >>> plain = gated.fold({layer: values[[3, 8]].mean(0) for layer, values in mean.items()})
         """
-        model = copy.deepcopy(self.model)
+        model = copy_of(self.model, {})
         for name, scale in (scales or {}).items():
             if name not in self.layers:
                 raise unknown("gated layer", name, self.layers)
