@@ -344,7 +344,7 @@ def test_bad_input_is_named():
         contributions(neurons, few, correct_only=False)
     with pytest.raises(TorchsliceError, match="model answers with 3 classes and small has 2"):
         contributions(neurons, task.restrict(["a", "b"]))
-    with pytest.raises(TorchsliceError, match="classes in the same order"):
+    with pytest.raises(TorchsliceError, match="logit 0 of the network is 'c', and class 0 of small is 'a'"):
         contributions(ts.find_neurons(net, task.example, classes=["c", "b", "a"]), task)
     with pytest.raises(TorchsliceError, match="at least one metric, samples_per_class >= 1 and batch_size >= 1"):
         contributions(neurons, task, metric=[])
