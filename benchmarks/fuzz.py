@@ -226,11 +226,11 @@ def of_run(run: Run, name: str) -> Target:
     return Target(f"run {name}", path, forge, use, hashed=True)
 
 
-def of_store(folder: Path, artefact: Path) -> Iterator[Target]:
-    """The index of a store, and an artefact in it."""
+def of_store(folder: Path, artefact: Path) -> Target:
+    """An artefact in a store."""
     store, name = Store(folder), artefact.stem
     store.add(artefact)
-    index, inside = folder / "index.json", of_artefact(store.path(name))
+    inside = of_artefact(store.path(name))
 
     def use() -> Any:
         seen = [*store.entries(), *store.search(classes=["3"], min_accuracy=0.1, max_parameters=10**6)]
@@ -241,11 +241,7 @@ def of_store(folder: Path, artefact: Path) -> Iterator[Target]:
             raise TorchsliceError(verified.problem)
         return hub.card(read_record(store.path(name)), name), inside.use()
 
-    def forge(rng: random.Random) -> bytes:
-        return json.dumps(mutated(json.loads(index.read_bytes()), rng)).encode()
-
-    yield Target("store index.json", index, forge, use)
-    yield replace(inside, name="store artefact", use=use)
+    return replace(inside, name="store artefact", use=use)
 
 
 def targets(folder: Path) -> Iterator[Target]:
@@ -265,14 +261,14 @@ def targets(folder: Path) -> Iterator[Target]:
     ts.save(models.create("mobilenet", 3, width=0.05), folder / "mobilenet.safetensors", classes=["a", "b", "c"])
     yield from (of_artefact(folder / f"{name}.safetensors") for name in ("pair", "mobilenet"))
     yield of_artefact(folder / "extended.safetensors", more.neurons)
-    yield from of_store(folder / "store", folder / "pair.safetensors")
+    yield of_store(folder / "store", folder / "pair.safetensors")
     checkpoints = (f"{part}/checkpoint.safetensors" for part in ("training", "subtasks"))
     yield from (of_run(run, name) for name in ("run.json", "rankings.json", "slices.json", *checkpoints))
 
     weights, found = digest_of_model(neurons.model), folder / "slices.json"
-    SliceFile(found).write(run.slices(), weights, {"by": "contribution"})
-    text = json.loads(found.read_text())
-    read = lambda: SliceFile(found).read(ts.Slice, weights, "find them anew")  # noqa: E731
+    SliceFile(found).write(run.slices(), weights, {"by": "contribution", "critical": neurons.full().to_plain()})
+    text, again = json.loads(found.read_text()), "find them anew"
+    read = lambda: (SliceFile(found).read(ts.Slice, weights, again), SliceFile(found).critical(weights, again))  # noqa: E731
     yield Target("slices", found, lambda rng: json.dumps(mutated(text, rng)).encode(), read)
     state, model = neurons.model.state_dict(), copy.deepcopy(neurons.model)
     torch.save(state, folder / "weights.pt")
