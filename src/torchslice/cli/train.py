@@ -46,6 +46,13 @@ def train(
     task = recipe.load_task(opening.data_dir)
     neurons = recipe.check(task)
     size = sum(parameter.numel() for parameter in neurons.model.parameters())
+    step = ["slice", str(out)]
+    if method.method != "gates":
+        with suppress(TorchsliceError):  # raised where the network is too narrow for this budget
+            check_budget(neurons, classes=task.classes[:2], mac_retention=0.4)
+            part = ["--classes", ",".join(task.classes[:2]), "--mac-retention", "0.4", "--out", "part.safetensors"]
+            step = ["extract", str(out), *part]
+    del neurons  # no second network in memory while the first is trained
     run = Run.start(out, recipe, task, data_dir=opening.data_dir)
     done, epochs = run.epochs_done, training.epochs
     common.say(f"method {method.method}: {model}, {size:,} parameters, on {task!r}")
@@ -59,9 +66,4 @@ def train(
     last = history[-1]
     text = f"{out}: validation accuracy {last['validation_accuracy']:.2%} after {last['epoch']} epochs\n"
     result = {"run": str(out), "resumed_after": done, "history": history}
-    step = ["slice", str(out)]
-    with suppress(TorchsliceError):  # raised where the network is too narrow for this budget
-        check_budget(neurons, classes=task.classes[:2], mac_retention=0.4)
-        part = ["--classes", ",".join(task.classes[:2]), "--mac-retention", "0.4", "--out", "part.safetensors"]
-        step = step if method.method == "gates" else ["extract", str(out), *part]
     return result, f"{text}{common.next_step(*step)}"
