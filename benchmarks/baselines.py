@@ -25,6 +25,7 @@ from torchslice.graph.neurons import Neurons
 from torchslice.graph.record import evaluating
 from torchslice.inputs import device_of
 from torchslice.maintain import Computed, Partial
+from torchslice.maintain.tasks import best_bias
 from torchslice.training import CrossEntropy, Objective
 
 from .experiment import inputs_of, neurons_of
@@ -228,17 +229,18 @@ def best_fit(
     say: Callable[[str], None],
     objectives: Callable[[float], Sequence[Objective | None]] = lambda rate: [None],
 ) -> nn.Module:
-    """Train with every objective for every learning rate; the best network is kept, what diverges is left out.
+    """Train with every objective for every learning rate; the best epoch of all is kept, what diverges is left out.
 
     An objective None is that of `fit`.
     """
+    options: dict[str, Any] = {"keep": "best", "look": lambda model: {"validation_accuracy": score(model)}}
     tried = []
     for rate in rates:
         for number, objective in enumerate(objectives(rate), start=1):
             say(f"{name}, learning rate {rate:g}, objective {number}")
             model = make()
             try:
-                ts.fit(model, task, replace(training, learning_rate=rate), objective=objective)
+                ts.fit(model, task, replace(training, learning_rate=rate), objective=objective, **options)
             except TorchsliceError as error:
                 say(str(error))
                 continue
@@ -254,8 +256,8 @@ def learned(
 ) -> dict[str, nn.Module]:
     """Teach a network of the known classes the new ones in every way; each gives a network with all rows.
 
-    Of several learning rates, and weights of EWC and LwF, the best on validation images are taken, by the mean accuracy
-    on known and new classes, task given. Without replay only the new rows compete, which forgets less.
+    Of several learning rates, weights of EWC and LwF, and epochs, the best on validation images are taken, by the mean
+    accuracy on known and new classes, task given. Without replay only the new rows compete, which forgets less.
 
     Args:
         settings: `learning_rates` (beside that of the training), `ewc_weights`, `lwf_weights`, `fisher_samples`,
@@ -310,6 +312,13 @@ def mixed(known: Task, new: Task, fraction: float, seed: int) -> Task:
         return drawn.join(split.take(is_new))
 
     return replace(both, train=mix(both.train), validation=mix(both.validation))
+
+
+def with_bias(model: nn.Module, both: Task, first: int) -> Tensor:
+    """Return the logits of all test samples, with the bias on those from class `first` that is best on validation."""
+    held, logits = (ts.judge.predict(model, both, split) for split in ("validation", "test"))
+    logits[:, first:] += best_bias(held[:, :first], held[:, first:], both.validation.labels)[0]
+    return logits
 
 
 def by_task(logits: Tensor, labels: Tensor, first: int) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from benchmarks.baselines import (
     Elastic,
     LowRank,
     NewRows,
+    best_fit,
     by_task,
     deeparc_slice,
     fisher_information,
@@ -27,6 +28,7 @@ from benchmarks.baselines import (
     redundant_layers,
     similarity_to_previous,
     unbiased_hsic,
+    with_bias,
 )
 from benchmarks.experiment import inputs_of, neurons_of
 from torchslice import Slice, Training, accuracy
@@ -183,6 +185,26 @@ def test_mixtures_and_scores() -> None:
     assert mixed(OLD, NEW, 0.0, seed=0).validation.labels.min() == 3 and len(task.test) == len(TASK.test)
     logits = torch.tensor([[1.0, 2, 9, 9], [0, 1, 2, 9], [9, 9, 2, 1], [0, 0, 0, 1]])
     assert by_task(logits, torch.tensor([1, 0, 2, 2]), 2) == (0.5, 0.5)
+
+
+def test_the_best_epoch_is_kept() -> None:
+    seen: list[torch.Tensor] = []
+
+    def score(model: nn.Module) -> float:
+        seen.append(next(model.parameters()).detach().clone())
+        return [0.1, 0.3, 0.2, 0.0, 0.3][len(seen) - 1]  # epochs 0 to 3, then the one that was kept
+
+    training = replace(QUIET, epochs=3, learning_rate=0.1)
+    kept = best_fit("new", lambda: lively(Tiny(5)), TASK, [0.1], training=training, score=score, say=print)
+    assert torch.equal(next(kept.parameters()), seen[1]) and not torch.equal(seen[1], seen[3]) and len(seen) == 5
+
+
+def test_a_bias_in_the_network_does_not_matter_once_it_is_chosen() -> None:
+    model = lively(Tiny(5))
+    before = with_bias(model, TASK, 3)
+    with torch.no_grad():
+        model.head.bias[3:] += 7
+    assert torch.allclose(with_bias(model, TASK, 3), before, atol=1e-4)
 
 
 def test_all_of_them_learn() -> None:
