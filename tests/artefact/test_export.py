@@ -77,6 +77,12 @@ class Counting(Failing):
         return x * self.calls
 
 
+@pytest.mark.parametrize("pool", [nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d])
+def test_windows_of_different_sizes_are_exported(pool: type[nn.Module], tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), pool((5, 4)), nn.Flatten(), nn.Linear(80, 3))
+    assert export(model, tmp_path / "a.onnx", samples=torch.randn(5, 1, 14, 6)).difference < 1e-5
+
+
 def test_an_onnx_file_runs_without_torch_and_says_what_its_numbers_mean(tmp_path: Path) -> None:
     net = lively(Tiny()).train()
     before = state(net)

@@ -189,6 +189,21 @@ def test_a_layer_of_one_neuron_and_an_unused_layer_are_pinned() -> None:
     assert neurons.pinned["spare"] == "not used in the forward pass"
 
 
+def test_a_layer_of_which_code_takes_a_part_is_pinned_and_the_rest_is_cut() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.hidden, self.logits = nn.Linear(4, 8), nn.Linear(6, 10), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits(self.hidden(self.wide(x)[:, 2:].relu()).relu())
+
+    neurons = find_neurons(Part(), torch.randn(2, 4))
+    assert neurons.pinned["wide"] == "some of its outputs are not used" and list(neurons.layers) == ["hidden"]
+    small = extract(neurons, neurons.random(0.5))
+    assert [layer.out_features for layer in small.children()] == [8, 5, 3]
+
+
 def test_writes_in_place_pin() -> None:
     def through_a_view(x: Tensor) -> Tensor:
         part = x[:, :, :2]

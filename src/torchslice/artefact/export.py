@@ -220,7 +220,7 @@ def _write_onnx(program: Any, names: list[str], about: Mapping[str, str]) -> byt
     for module in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(module, extra="export")
     made = torch.onnx.export(
-        program,
+        program.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _largest_of_windows}),
         dynamo=True,
         external_data=False,
         verbose=False,
@@ -231,6 +231,15 @@ def _write_onnx(program: Any, names: list[str], about: Mapping[str, str]) -> byt
     assert made is not None
     made.model.metadata_props.update(about)
     return made.model_proto.SerializeToString()
+
+
+def _largest_of_windows(images: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Write adaptive max pooling [..., H, W] -> [..., *size], which ONNX does not have, as maxima of its windows."""
+    for axis, count in zip((-2, -1), size, strict=True):
+        edges = [(i * images.shape[axis] // count, -(-(i + 1) * images.shape[axis] // count)) for i in range(count)]
+        windows = [images.narrow(axis, start, stop - start).amax(axis, keepdim=True) for start, stop in edges]
+        images = torch.cat(windows, axis)
+    return images, images.long()  # a network that reads the places of the maxima is found to differ
 
 
 def _read_onnx(content: bytes) -> Program:

@@ -206,31 +206,32 @@ def _settle(flow: Flow, wires: Any) -> tuple[dict[str, Any], set[str], dict[str,
     held; wires that some sink still reads as non-zero can never go, so their layers are not held after all; repeat
     until nothing changes.
     """
-    pinned: dict[int, str] = {}
-    for ids, reason in flow.pins:
-        for wire in wires[ids].tolist():
-            pinned.setdefault(wire, reason)
     makers = {name: port for name, port in flow.ports.items() if port.makes_neurons}
-    reasons: dict[str, str] = {}
-    fixed: set[str] = set()  # those with a wire that is pinned or unused
-    useful, lost = flow.useful()
     used = np.zeros(int(wires.max(initial=-1)) + 1, dtype=bool)
     for step in flow.steps:
         if step.rule == "sink":
             used[wires[step.inputs[0].ids]] = True
+    for port in makers.values():
+        if used[wires[port.outs]].any() and not used[wires[port.outs]].all():  # code counts on those that are not
+            flow.pin(port.outs, "some of its outputs are not used")
+    pinned: dict[int, str] = {}
+    for ids, reason in flow.pins:
+        for wire in wires[ids].tolist():
+            pinned.setdefault(wire, reason)
+    reasons: dict[str, str] = {}
+    fixed: set[str] = set()  # those with a wire that is pinned or unused
+    useful, lost = flow.useful()
     for name, port in makers.items():
         own = wires[port.outs]
         found = [pinned[wire] for wire in own.tolist() if wire in pinned]
         if found:
             reasons[name] = found[0]
             fixed.add(name)
-        elif not useful[name].any() or not np.isin(own, own[useful[name]]).all():
+        elif not used[own].any() or not np.isin(own, own[useful[name]]).all():
             reasons[name] = lost.get(name, "its output is not used")
-        elif not used[own].all():
-            reasons[name] = "some of its outputs are not used"
         elif (own == own[0]).all():
             reasons[name] = "it has a single neuron"
-        if not used[own].all():
+        if not used[own].any():
             fixed.add(name)
     while True:
         held = {name: useful[name] for name in makers if name not in reasons}
