@@ -296,7 +296,7 @@ class Replacing(Part):
 
     @cached_property
     def parts(self) -> list[Reused]:
-        """Half of each parent, tuned."""
+        """What a budget of 60 % of the multiply-accumulates leaves of each parent, tuned."""
         made = []
         for parent, side in zip(self.parents, self.sides, strict=True):
             rate = self.network.rate / 2
@@ -416,9 +416,10 @@ def section(runs: Runs, network: Run) -> list[str]:
     if not runs[0]["replaced"]:
         about = (
             f"{network['model']} for {network['asked']} classes of {network['data']}, {network['other_model']} for as "
-            f"many of {network['other_data']}, {network['epochs']} epochs; half of each is cut out and tuned briefly. "
-            "Images of the other classes, which no network has seen, are none of the classes: how often a score tells "
-            "them from test images of the classes (AUROC), and how many it lets pass with 95 % of those."
+            f"many of {network['other_data']}, {network['epochs']} epochs; each is cut to 60 % of its "
+            "multiply-accumulates and tuned briefly. Images of the other classes, which no network has seen, are none "
+            "of the classes: how often a score tells them from test images of the classes (AUROC), and how many it "
+            "lets pass with 95 % of those."
         )
         return [
             about,

@@ -210,8 +210,8 @@ def write_page(result: dict[str, Any], path: Path) -> str:
         "between old and new kinds is chosen on validation questions, for every arm. *Readapt*: "
         f"{settings['new_samples']} questions without their first word, beside as many clean ones; at most "
         f"{settings['param_fraction']:.0%} of all parameters, embeddings counted. *Restructure*: to "
-        f"{settings['mac_retention']:.0%} of the multiply-accumulates. Learning rates and epochs are chosen on "
-        "validation questions, for every arm.",
+        f"{settings['mac_retention']:.0%} of the multiply-accumulates, at one learning rate. The other rates, and all "
+        "epochs, are chosen on validation questions, for every arm.",
     ]
 
     def section(runs: Runs, network: Run) -> list[str]:

@@ -58,6 +58,8 @@ def test_parameters_by_hand(neurons):
     assert counts(fit_budget(neurons, backwards(neurons), param_retention=most, round_to=4)) == [4, 4]
     with pytest.raises(TorchsliceError, match=r"no sub-model fits param_retention=0.3: the smallest.* needs 0.386"):
         fit_budget(neurons, backwards(neurons), param_retention=0.3, round_to=4)
+    with pytest.raises(TorchsliceError, match=r"or more\.$"):
+        fit_budget(neurons, backwards(neurons), param_retention=0.01, round_to=1)
 
 
 @pytest.mark.parametrize("name", ["gated", "preactivation", "tokens", "vgg16", "resnet18", "mobilenet_v2"])

@@ -70,6 +70,7 @@ def test_turns_by_hand():
     assert first["first"].tolist() == second["first"].tolist() == [0, 1, 2]
     # class 0 takes neuron 0, which then costs 0.3: class 1 prefers 0.8 to 1 - 0.3, and later 1 - 0.3 to 0
     assert first["last"].tolist() == [0, 1, 2] and second["last"].tolist() == [1, 0, 2]
+    assert [of["only"].tolist() for of in by_turns({"only": scores})] == [of["last"].tolist() for of in (first, second)]
     cheap = by_turns({"first": scores, "last": scores}, cost=0.1)  # 1 - 0.1 is more than 0.8
     assert [ranking["last"].tolist() for ranking in cheap] == [[0, 1, 2]] * 2
 

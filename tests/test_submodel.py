@@ -176,6 +176,9 @@ def test_what_is_weak_is_said():
     assert said(0.9, 0.9, (0.9, None), (0.9, None)) == (
         "there is no validation sample of 8, so nothing is known of them.",
     )
+    labels = torch.tensor([0] * 97 + [1] * 3)  # naming the first class is right on 97 %
+    assert said(1.0, 1.0) == () and "nothing in it to keep" in said(0.98, 0.97)[0]
+    assert "3.0 points worse" in said(1.0, 0.97, (1.0, 0.0), (1.0, 1.0))[0]
 
 
 def test_neurons_without_gates_are_given_back(task, neurons):
@@ -196,6 +199,11 @@ def test_wrong_use(task, neurons, slices):
     without = replace(task, train=task.train.take(task.train.labels != 8))
     with pytest.raises(TorchsliceError, match="class '8' has no training sample in digits"):
         reuse(neurons, without, slices, classes=CLASSES)
+    with pytest.raises(TorchsliceError, match="the model answers with 10 classes and digits has 3"):
+        reuse(neurons, task.restrict(["8", "3", "5"]), slices, classes=CLASSES)
+    gated = gates.attach(find_neurons(neurons.model, task.example, classes=task.classes))
+    with pytest.raises(TorchsliceError, match="logit 0 of the network is '0', and class 0 of digits is '9'"):
+        reuse(gated, task.restrict(task.classes[::-1]), slices, classes=CLASSES)
 
 
 def test_wrong_budgets(task, neurons, slices, scores):

@@ -54,7 +54,7 @@ def test_contributions_do_not_depend_on_padding(trained: Neurons, task: Task, mo
     for name in METRICS:
         torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-6)
     monkeypatch.setattr(
-        metrics, "mean_over", lambda values, kept: values.mean(-1)
+        metrics, "spatial_mean", lambda values, kept: values.mean(-1)
     )  # were padding counted, it would show
     for name, blind in scores(trained, task, 32).items():
         assert (blind - alone[name]).abs().max() > 0.01 * alone[name].abs().max()

@@ -87,9 +87,10 @@ def fit_budget(
         return kept.built_mac if name == "mac_retention" else kept.built_param
 
     if (least := needs(part(0))) > most:
+        smaller = ", or a smaller round_to" if round_to > 1 else ""
         raise TorchsliceError(
             f"no sub-model fits {name}={most:g}: the smallest, of {round_to} rows in every layer or all it has, "
-            f"needs {least:.3g}. Give {name}={_rounded_up(least):.3g} or more, or a smaller round_to."
+            f"needs {least:.3g}. Give {name}={_rounded_up(least):.3g} or more{smaller}."
         )
     share = _largest(SHARES, lambda share: needs(part(share)) <= most)
     return part(share, _largest(len(layers), lambda wider: needs(part(share, wider)) <= most))

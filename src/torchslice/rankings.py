@@ -118,13 +118,13 @@ def by_turns(scores: Mapping[str, Tensor], *, cost: float = 0.3) -> list[Ranking
     for every class that has it, in units of the mean number so far (at least 1). So neurons that all classes want do
     not crowd out the others. Early layers serve all classes alike and cost the most multiply-accumulates, so all share
     them: the first layer has one order, by the mean score, and free of cost. Both change linearly with depth, until in
-    the last layer every class goes by its own scores and pays the full cost.
+    the last layer every class goes by its own scores and pays the full cost. A single layer is a last one.
 
     >>> scores = torch.tensor([[5, 4, 1], [4, 3, 0]])
     >>> [ranking["last"].tolist() for ranking in by_turns({"first": scores, "last": scores})]
     [[0, 1, 2], [1, 0, 2]]
     """
-    depths = torch.linspace(0, 1, len(scores), dtype=torch.float64).tolist()
+    depths = torch.linspace(int(len(scores) == 1), 1, len(scores), dtype=torch.float64).tolist()
     orders = {}
     for depth, (layer, of) in zip(depths, scores.items(), strict=True):
         worth = scaled(of)

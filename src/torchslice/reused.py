@@ -116,15 +116,17 @@ def warnings_of(
     """Say what is weak about a sub-model, and what to try; `labels` are of the validation samples.
 
     It is weak if the whole network is right on more than 3 in 100 samples more. There is nothing to keep if the whole
-    network is right on less than 5 in 100 more than naming the most frequent class always is.
+    network is right on less than 5 in 100 more than naming the most frequent class always is. Where that is right so
+    often that hardly any are left, half of those that are left count instead of 3 and 5 in 100.
     """
     found, guess = [], float(labels.bincount().max()) / len(labels)
-    if whole.overall < guess + CHANCE:
+    half = (1 - guess) / 2
+    if whole.overall < guess + min(CHANCE, half):
         found.append(
             f"the whole network gets {percent(whole.overall)} of these classes right, and naming the most frequent one "
             f"always {percent(guess)}: there is nothing in it to keep. Train it on them first."
         )
-    elif (lost := whole.overall - part.overall) > WEAK:
+    elif (lost := whole.overall - part.overall) > min(WEAK, half):
         pairs = zip(classes, whole.per_class, part.per_class, strict=True)
         per_class = {name: (one, other) for name, one, other in pairs if one is not None and other is not None}
         worst = max(per_class, key=lambda name: per_class[name][0] - per_class[name][1])

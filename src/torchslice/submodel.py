@@ -20,6 +20,7 @@ from .data import Task, check_task
 from .errors import TorchsliceError
 from .find.gates import GatedModel, statistics
 from .find.semantic import Contributions, contributions
+from .find.semantic.contributions import check_scores
 from .graph.find import find_neurons
 from .graph.neurons import Neurons
 from .inputs import device_of
@@ -86,7 +87,7 @@ def reuse(
     (('3', '8'), True)
     >>> ts.save(pair, folder / "pair.safetensors")
     """
-    check_task(task, network.classes if isinstance(network, Neurons) else None)
+    check_task(task, getattr(network, "neurons", network))
     started = time.perf_counter()
     if training is not None and not tune:
         raise TorchsliceError("training= plays no part with tune=False; leave one of them out.")
@@ -196,7 +197,7 @@ def _ranking(neurons: Neurons, task: Task, by: object, indices: list[int], *, se
         indices = [*range(len(names))]
     if not isinstance(by, Contributions):
         raise TorchsliceError(f"a budget needs contributions or class rankings, got {type(by).__name__}.")
-    by.check_of(neurons, task)
+    check_scores(by, neurons, task)
     by = by.tied(neurons)
     scores = by["taylor"] if "taylor" in by.metrics else by[by.the_metric(None)]
     return by_mean_score({layer: of[indices] for layer, of in scores.items()})

@@ -167,6 +167,7 @@ EARLY = [
     ("evaluate {whole} digits --weights {pt}", ["its own weights", "--weights"]),
     ("evaluate {whole}", ["DATA"]),
     ("evaluate convnet digits", ["untrained", "--weights FILE"]),
+    ("evaluate timm:resnet18.a1_in1k digits", ["untrained", "--weights FILE"]),
     ("evaluate convnet digits --weights {tmp}/nowhere.pt", ["no file", "nowhere.pt"]),
     ("slice convnet digits --weights {pt}", ["--out FILE"]),
     (f"{EXTRACT} 3,8 --slices {{tmp}}/nowhere.json", ["no file", "nowhere.json"]),

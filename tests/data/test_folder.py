@@ -112,6 +112,11 @@ def test_a_transform_of_ones_own_replaces_all_this(tmp_path):
     assert task.example.tolist() == [[12, 12], [12, 12]] and "transform" in task.preprocessing
     named = load(tmp_path, transform="tests.data.test_folder:height")
     assert named.example.tolist() == [[10], [10]]
+    assert named.preprocessing == {"transform": "tests.data.test_folder:height"}
+    assert load(tmp_path, transform=height).preprocessing == {"transform": "height"}, "the same in every process"
+    assert named.like(task.preprocessing).example.tolist() == [[10], [10]]
+    with pytest.raises(TorchsliceError, match="as tests.data.test_folder:height makes them; name it"):
+        load(tmp_path).like(named.preprocessing)
 
 
 def height(image) -> torch.Tensor:

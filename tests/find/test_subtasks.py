@@ -192,6 +192,9 @@ def test_resuming_draws_the_same_sub_tasks(tmp_path):
                 fit(model, task, training, objective=sub_tasks, folder=tmp_path / str(len(kinds)))
         trained.append(model.state_dict())
     assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
+    others = dict(zip("abcdefghij", sub_tasks.rankings[::-1], strict=True))
+    with pytest.raises(TorchsliceError, match=r"objective was .*rankings \w{8}, .*now .*rankings \w{8}"):
+        fit(model, task, training, objective=objective(neurons, others), folder=tmp_path / "2")
 
 
 def test_rankings_are_put_in_the_order_of_the_named_classes(small):

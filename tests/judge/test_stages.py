@@ -101,6 +101,9 @@ def test_another_baseline_training_and_controls_left_out(neurons):
     other = find_neurons(lively(Tiny(), seed=1), TASK.example)
     found, _ = names(training=replace(once, learning_rate=1e-9), baseline=other)
     assert torch.allclose(found.models["full, fine-tuned"].conv1.weight, other.model.conv1.weight)
+    assert found["full, fine-tuned"].latency != found["restricted"].latency  # it may be of another architecture
+    with pytest.raises(TorchsliceError, match="logit 0 of the network is 'blue'"):
+        names(baseline=find_neurons(other.model, TASK.example, classes=TASK.classes[::-1]))
 
 
 def test_wrong_use(neurons):

@@ -59,20 +59,23 @@ def test_gates_stay_until_they_are_asked_away(gates):
     assert not ts.judge.predict(folded, source.task).equal(ts.judge.predict(dropped, source.task))
 
 
-def test_a_network_of_ones_own_needs_no_weights(tmp_path, monkeypatch):
-    (tmp_path / "trainedofatest.py").write_text(
+@pytest.mark.parametrize("module", ["trainedofatest", "packageofatest.nets"])
+def test_a_network_of_ones_own_needs_no_weights(tmp_path, monkeypatch, module):
+    file = (tmp_path / module.replace(".", "/")).with_suffix(".py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(
         "import torchslice as ts\n"
         "def trained(num_classes):\n"
         "    return ts.models.create('convnet', channels=1, width=0.125)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
-    source = Opening().open("trainedofatest:trained", "digits", **RUNNING)
+    source = Opening().open(f"{module}:trained", "digits", **RUNNING)
     assert source.own and not source.model.training
 
 
 def test_data_are_named_as_they_were_loaded():
-    options = {"image_size": 64, "std": [0.5, 0.5, 0.5], "layout": "train"}
+    options = {"image_size": 64, "std": [0.5, 0.5, 0.5], "layout": "train", "mode": "False"}
     words = data_words("folder:my images", options, "data")
     assert words[:3] == ["folder:my images", "--data-option", "image_size=64"] and words[-2:] == ["--data-dir", "data"]
 

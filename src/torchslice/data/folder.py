@@ -72,7 +72,12 @@ class Files(Dataset[tuple[Tensor, int]]):
         return self.preparation(open_image(path)), label
 
     def like(self, preprocessing: Mapping[str, Any]) -> Files:
-        """Return the same files, prepared as a saved network needs them."""
+        """Return the same files, prepared as a saved network needs them; raise where only a transform could do that."""
+        if self.preparation.transform is None and "transform" in preprocessing:
+            raise TorchsliceError(
+                f"the network takes images as {preprocessing['transform']} makes them; name it with the option "
+                "'transform=...' of the data."
+            )
         if self.preparation.transform is not None or "input_shape" not in preprocessing:
             return self
         size = tuple(preprocessing["input_shape"][-2:])
@@ -138,7 +143,7 @@ def read_folder(
         plain = replace(plain, mean=_per_channel("mean", mean, measured[0]), std=_per_channel("std", std, measured[1]))
     about = {"mean": list(plain.mean), "std": list(plain.std), "input_shape": [3, *size]}
     if own is not None:
-        about = {"transform": repr(own)}
+        about = {"transform": transform if isinstance(transform, str) else getattr(own, "__qualname__", repr(own))}
     training = replace(plain, crop_padding=crop_padding, flip=flip)
 
     def split(files: list[tuple[str, int]]) -> Samples:

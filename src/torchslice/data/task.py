@@ -164,16 +164,22 @@ class Task:
         return f"Task({self.name}: {len(self.classes)} classes, train: {self.train!r}, {others})"
 
 
-def check_task(task: Task, classes: Sequence[str] | None = None) -> None:
-    """Raise unless this is a task, and of these classes in this order, where a network names its own."""
+def check_task(task: Task, neurons: Any = None) -> None:
+    """Raise unless this is a task, and of the classes of these neurons, in their order where they have names."""
     if not isinstance(task, Task):
         raise TorchsliceError(f"expected a Task, got {type(task).__name__}; make one: torchslice.data.task(train=...).")
+    count, classes = (getattr(neurons, name, None) for name in ("num_classes", "classes"))
     if classes is not None and tuple(classes) != task.classes:
         first = next(i for i, pair in enumerate(zip_longest(classes, task.classes)) if pair[0] != pair[1])
         own, given = (f"{names[first]!r}" if first < len(names) else "nothing" for names in (classes, task.classes))
         raise TorchsliceError(
             f"logit {first} of the network is {own}, and class {first} of {task.name} is {given}; give "
             "task.restrict(neurons.classes), which has the classes of the network in its order."
+        )
+    if count not in (None, len(task.classes)):
+        raise TorchsliceError(
+            f"the model answers with {count} classes and {task.name} has {len(task.classes)}; "
+            "give the task it was trained on."
         )
 
 

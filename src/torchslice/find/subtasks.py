@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from ..data import Task
 from ..errors import TorchsliceError
+from ..files import digest_of
 from ..graph.neurons import Neurons, check_neurons
 from ..graph.plan import Plan, cut_tensors, plan, resize
 from ..graph.views import view_of
@@ -98,7 +99,8 @@ class SubTasks:
     def __repr__(self) -> str:
         names = ("whole", "least", "round_to", "label_smoothing")
         settings = ", ".join(f"{name}={getattr(self, name):g}" for name in names)
-        return f"SubTasks({len(self.rankings)} classes, {settings})"
+        orders = {f"{i} {layer}": of[layer] for i, of in enumerate(self.rankings) for layer in of.layers}
+        return f"SubTasks({len(self.rankings)} classes, rankings {digest_of(orders)[:8]}, {settings})"
 
     def draw(self, generator: torch.Generator) -> SubTask:
         """Draw what the next step trains: the whole network, or a part of it for two of the C classes or more.

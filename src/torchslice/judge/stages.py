@@ -128,8 +128,9 @@ def evaluate_stages(
     >>> stages["fine-tuned"].epochs
     1
     """
-    check_neurons(neurons)
-    check_task(task, neurons.classes)
+    for of in (neurons, neurons if baseline is None else baseline):
+        check_neurons(of)
+        check_task(task, of)
     indices = task.sub_task_labels(classes)
     if scratch is None and training is not None:
         scratch = replace(training, learning_rate=0.05)
@@ -180,8 +181,9 @@ def evaluate_stages(
         add("random slice, repaired", random, kept, "random slice, repaired")
         if training:
             add_trained("random slice, fine-tuned", random, training, kept, "random slice, repaired")
-            other = baseline or neurons
-            add_trained("full, fine-tuned", repaired(other, other.full()), training, 1.0, "restricted")
+            other, name = baseline or neurons, "full, fine-tuned"
+            like = name if baseline else "restricted"
+            add_trained(name, repaired(other, other.full()), training, 1.0, like)
         if scratch:
             add_trained("from scratch", reinitialised(small, seed=seed), scratch, None, "extracted")
     alone = {name: models[name] for name in timed.values() if name}

@@ -85,7 +85,7 @@ def update(
     True
     """
     check_neurons(neurons)
-    check_task(task, neurons.classes)
+    check_task(task, neurons)
     samples = check_samples(new_samples, task)
     labels = samples.labels.unique().tolist()
     if len(labels) != 1:

@@ -67,7 +67,7 @@ def readapt(
     """
     ratios = check_readapting(replay)
     check_neurons(neurons)
-    check_task(task, neurons.classes)
+    check_task(task, neurons)
     if neurons.full() & critical == neurons.full():
         raise TorchsliceError(
             "the slice covers every neuron, so nothing would be spared; choose a smaller one, or use finetune."

@@ -88,7 +88,7 @@ def restructure(
     True
     """
     check_neurons(neurons)
-    check_task(task, neurons.classes)
+    check_task(task, neurons)
     targets = {"param_retention": param_retention, "mac_retention": mac_retention, "latency_ms": latency_ms}
     name, target = check_restructuring(method, targets, prune_fraction, max_accuracy_loss, patience, latency_batch_size)
     if (method == STRUCTURED) != (scores is not None):

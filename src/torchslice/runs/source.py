@@ -160,7 +160,7 @@ class Opening:
             network = run.network(task, device=device)
             return Source(name, network, task, task, words, is_own(recipe.model), slice_file, run)
         if not path.is_file():
-            if (path.suffix or len(path.parts) > 1) and not name.startswith("hf:"):
+            if ":" not in name and (path.suffix or len(path.parts) > 1):
                 raise TorchsliceError(f"there is no file or folder {name}; name a run, a saved network, or a MODEL.")
             if data_name is not None:
                 check_name(name)
@@ -188,10 +188,10 @@ class Opening:
 
 
 def pairs(texts: Sequence[str] | None) -> dict[str, Any]:
-    """Read NAME=VALUE texts; values are JSON where they can be, else text.
+    """Read NAME=VALUE texts; values are JSON or True, False or None where they can be, else text.
 
-    >>> pairs(["width=0.5", "mode=fast"])
-    {'width': 0.5, 'mode': 'fast'}
+    >>> pairs(["width=0.5", "mode=fast", "flip=False"])
+    {'width': 0.5, 'mode': 'fast', 'flip': False}
     """
     found: dict[str, Any] = {}
     for text in texts or []:
@@ -201,7 +201,7 @@ def pairs(texts: Sequence[str] | None) -> dict[str, Any]:
         try:
             found[name] = json.loads(value)
         except ValueError:
-            found[name] = value
+            found[name] = {"True": True, "False": False, "None": None}.get(value, value)
     return found
 
 

@@ -19,6 +19,7 @@ from ..cut.extract import retention
 from ..data import Task, check_task
 from ..files import atomic_write
 from ..find.semantic import Contributions, Groups, groups
+from ..find.semantic.contributions import check_scores
 from ..graph.neurons import Neurons, check_neurons
 from ..imports import import_optional
 from ..rankings import by_mean_score, scaled, widths
@@ -82,9 +83,9 @@ def report(
     >>> page.save(folder / "report.html")
     """
     check_neurons(neurons)
-    check_task(task, neurons.classes)
+    check_task(task, neurons)
     if scores is not None:
-        scores.check_of(neurons, task)
+        check_scores(scores, neurons, task)
     found = None if scores is None else groups(neurons, scores, metric=metric)
     size = cost(neurons.model, task.example)
     facts = {"classes": len(task.classes), "neurons": len(neurons), "layers with neurons": len(neurons.layers)}

@@ -5,7 +5,6 @@ Shapes: B batch, n samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -50,10 +49,23 @@ def predict(
     """
     check_model(model)
     check_task(task)
-    count, ranks = len(task.split(split)), current_ranks(device_of(model))
+    count, device = len(task.split(split)), device_of(model)
+    ranks = current_ranks(device)
     ranks = ranks if count >= ranks.count else Ranks()  # too few to share
-    own = torch.cat([logits.float() for logits, _ in _run(model, task, split, batch_size, output, ranks)])
-    return ranks.gathered(own, count).cpu()
+    memory_format = fast_format(model, to_device(task.example, device))
+    own = []
+    for inputs, _ in task.batches(split, batch_size, device=device, part=ranks.part):
+        with evaluating(model):
+            logits = run(model, in_format(inputs, memory_format), output)
+        if logits.dim() != 2:
+            raise TorchsliceError(f"the model's output is {describe(logits)}; needed are logits [B, C].")
+        if not logits.isfinite().all():
+            raise TorchsliceError(
+                f"the model gives NaN or infinite logits for samples of the {split} split of {task.name}, which are no "
+                "answers. Check its weights and the inputs."
+            )
+        own.append(logits.float())
+    return ranks.gathered(torch.cat(own), count).cpu()
 
 
 def accuracy(
@@ -78,22 +90,3 @@ def accuracy(
             "give task.restrict(classes) with the model's classes in their order."
         )
     return accuracy_of(logits, task.split(split).labels)
-
-
-def _run(
-    model: nn.Module, task: Task, split: str, batch_size: int, output: Output, ranks: Ranks
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits [B, C] and labels [B] of this process's part of a split."""
-    device = device_of(model)
-    memory_format = fast_format(model, to_device(task.example, device))
-    for inputs, labels in task.batches(split, batch_size, device=device, part=ranks.part):
-        with evaluating(model):
-            logits = run(model, in_format(inputs, memory_format), output)
-        if logits.dim() != 2:
-            raise TorchsliceError(f"the model's output is {describe(logits)}; needed are logits [B, C].")
-        if not logits.isfinite().all():
-            raise TorchsliceError(
-                f"the model gives NaN or infinite logits for samples of the {split} split of {task.name}, which are no "
-                "answers. Check its weights and the inputs."
-            )
-        yield logits, labels

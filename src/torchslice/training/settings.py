@@ -77,10 +77,8 @@ class Training:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise TorchsliceError("no parameter of the model requires a gradient; unfreeze what is to be trained.")
-        groups: list[dict[str, Any]] = [{"params": trained}]
-        if self.weight_decay:
-            weights, others = ([p for p in trained if (p.dim() > 1) is matrix] for matrix in (True, False))
-            groups = [{"params": weights, "weight_decay": self.weight_decay}, {"params": others}]
+        weights, others = ([p for p in trained if (p.dim() > 1) is matrix] for matrix in (True, False))
+        groups: list[Any] = [{"params": weights, "weight_decay": self.weight_decay}, {"params": others}]
         if self.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=0.0)
         return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.momentum > 0)

@@ -197,3 +197,12 @@ def test_what_leaves_together_is_in_one_group():
     found = groups(neurons, scores)
     assert len(found) > 2 and all(closed(neurons.sets, group.slice) == group.slice for group in found)
     assert any(closed(neurons.sets, g.slice) != g.slice for g in groups(neurons, scores, tied=False))
+
+
+def test_scores_of_another_network_are_refused(neurons):
+    scores = contributions(neurons, TASK, samples_per_class=2, progress=False)
+    other = ts.find_neurons(ts.models.create("lenet", 3, channels=1, width=0.5), TASK.example)
+    with pytest.raises(TorchsliceError, match="contributions of other neurons than the model's"):
+        groups(other, scores)
+    with pytest.raises(TorchsliceError, match=r"scores must be contributions\(neurons, task\), got dict"):
+        groups(neurons, scores["taylor"])

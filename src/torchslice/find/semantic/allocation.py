@@ -53,7 +53,7 @@ def allocate(
     (True, True)
     """
     check_neurons(neurons)
-    check_task(task, neurons.classes)
+    check_task(task, neurons)
     if not 0 < param_retention < 1:
         raise TorchsliceError(f"param_retention must be in (0, 1), got {param_retention:g}.")
     if isinstance(levels, Slice):

@@ -70,15 +70,6 @@ class Contributions:
             )
         return name
 
-    def check_of(self, neurons: Neurons, task: Task) -> None:
-        """Raise unless the scores are of these neurons, for these classes."""
-        widths = {layer: of.shape[1] for layer, of in self[self.metrics[0]].items()}
-        same_neurons = widths == {name: layer.count for name, layer in neurons.layers.items()}
-        if not same_neurons or self.classes != task.classes:
-            others = f"to other classes than those of {task.name}"
-            what = others if same_neurons else "of other neurons than the model's"
-            raise TorchsliceError(f"these are contributions {what}; measure them again: contributions(neurons, task).")
-
     def tied(self, neurons: Neurons) -> Contributions:
         """Return them with one score for all neurons that leave together, see `graph.tied.mean_scores`."""
         return replace(self, scores={metric: mean_scores(neurons.sets, of) for metric, of in self.scores.items()})
@@ -100,11 +91,16 @@ class Contributions:
         return f"{title}\n{table(('layer', 'neurons', 'silent', *self.scores), rows)}"
 
 
-def check_scores(scores: Any, neurons: Neurons, task: Task) -> None:
-    """Raise unless these are contributions of the neurons to the classes of a task."""
+def check_scores(scores: Any, neurons: Neurons, task: Task | None = None) -> None:
+    """Raise unless these are contributions of the neurons, to the classes of a task if it is given."""
     if not isinstance(scores, Contributions):
         raise TorchsliceError(f"scores must be contributions(neurons, task), got {type(scores).__name__}.")
-    scores.check_of(neurons, task)
+    widths = {layer: of.shape[1] for layer, of in scores[scores.metrics[0]].items()}
+    same_neurons = widths == {name: layer.count for name, layer in neurons.layers.items()}
+    if not same_neurons or (task is not None and scores.classes != task.classes):
+        others = f"to other classes than those of {task.name}" if task is not None and same_neurons else ""
+        what = others or "of other neurons than the model's"
+        raise TorchsliceError(f"these are contributions {what}; measure them again: contributions(neurons, task).")
 
 
 def contributions(
@@ -157,8 +153,8 @@ def contributions(
             f"got {names}, {samples_per_class} and {batch_size}."
         )
     check_neurons(neurons)
-    check_task(task, neurons.classes)
-    _check_classes(neurons, task)
+    check_task(task, neurons)
+    _check_counts(task)
     terms = list(dict.fromkeys(term for m in chosen.values() for term in m.terms))
     if any("contribution" in reads(term) for term in terms):
         check_rescale(neurons)
@@ -201,12 +197,7 @@ def contributions(
     return Contributions(task.classes, scores, found.samples, counts)
 
 
-def _check_classes(neurons: Neurons, task: Task) -> None:
-    if neurons.num_classes != len(task.classes):
-        raise TorchsliceError(
-            f"the model answers with {neurons.num_classes} classes and {task.name} has {len(task.classes)}; "
-            "give the task it was trained on."
-        )
+def _check_counts(task: Task) -> None:
     counts = task.train.labels.bincount(minlength=len(task.classes))
     if not counts.all():
         raise TorchsliceError(

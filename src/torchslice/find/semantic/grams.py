@@ -19,7 +19,7 @@ from ...graph.views import view_of
 from ...inputs import device_of
 from ...training.progress import Advance, progress_bar
 from ...training.ranks import Ranks, current_ranks
-from .contributions import Contributions, by_position
+from .contributions import Contributions, by_position, check_scores
 from .selection import in_order, prefix_cka
 
 MEMORY_GB = 2.0  # for matrices of the layers of one run, in GiB; the widest layer alone has to fit
@@ -103,7 +103,7 @@ def similarity(
     """
     if batch_size < 1:
         raise TorchsliceError(f"batch_size must be at least 1, got {batch_size}.")
-    scores.check_of(neurons, task)
+    check_scores(scores, neurons, task)
     labels, own = task.train.labels[scores.samples], neurons.on(view_of(neurons.model).eval())
     device = device_of(neurons.model)
     ranks = current_ranks(device)

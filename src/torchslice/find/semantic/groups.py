@@ -21,7 +21,7 @@ from ...graph.tied import of_unit_length
 from ...registry import unknown
 from ...slices import Slice, union
 from ...tables import table
-from .contributions import Contributions
+from .contributions import Contributions, check_scores
 
 OUTSIDE = 0.5  # of what a neuron contributes to the classes that it serves, it may contribute to the others
 SHOWN = 24  # groups that are printed, the largest
@@ -169,9 +169,12 @@ def groups(
     True
     """
     check_outside(outside)
+    if tied:
+        check_scores(scores, neurons)
+        scores = scores.tied(neurons)
     metric, classes = scores.the_metric(metric), len(scores.classes)
     check_count(count, classes)
-    linkage, sets, serves = find_groups((scores.tied(neurons) if tied else scores)[metric], outside, count or classes)
+    linkage, sets, serves = find_groups(scores[metric], outside, count or classes)
     named = []
     for number in sets.sum(1).argsort(stable=True).tolist():
         slice_ = Slice({layer: of == number for layer, of in serves.items()})

@@ -57,33 +57,28 @@ def reads(term: Term) -> set[str]:
     return set(inspect.signature(term).parameters)
 
 
-def mean_over(values: Tensor, kept: Tensor | None) -> Tensor:
-    """Return the mean over the positions, or over those that are kept.
+def spatial_mean(activation: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Return s, the mean over the positions, or over those that are kept.
 
-    >>> mean_over(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[True, True, False]]]))
+    >>> spatial_mean(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[True, True, False]]]))
     tensor([[1.5000]])
     """
-    return values.mean(-1) if kept is None else torch.where(kept, values, 0).sum(-1) / kept.sum(-1)
-
-
-def spatial_mean(activation: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Return s, the mean over the positions."""
-    return mean_over(activation, kept)
+    return activation.mean(-1) if kept is None else torch.where(kept, activation, 0).sum(-1) / kept.sum(-1)
 
 
 def magnitude(activation: Tensor, kept: Tensor | None = None) -> Tensor:
     """Return abs(s)."""
-    return mean_over(activation, kept).abs()
+    return spatial_mean(activation, kept).abs()
 
 
 def square(activation: Tensor, kept: Tensor | None = None) -> Tensor:
     """Return s^2 in float64."""
-    return mean_over(activation, kept).double().square()
+    return spatial_mean(activation, kept).double().square()
 
 
 def sensitivity(activation: Tensor, gradient: Tensor, kept: Tensor | None = None) -> Tensor:
     """Return the size of the loss's first-order change when the neuron is held at zero: abs(mean of a * dL/da)."""
-    return mean_over(activation * gradient, kept).abs()
+    return spatial_mean(activation * gradient, kept).abs()
 
 
 def logit_change(contribution: Tensor) -> Tensor:
