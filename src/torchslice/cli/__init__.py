@@ -7,6 +7,7 @@ standard error.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import TorchsliceError
+from ..training.ranks import is_connected
 from .common import complain, say
 
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy that typer carries
@@ -95,7 +97,19 @@ def torchslice(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line on `arguments` (default: those of the process) and return its exit code."""
+    """Run the command line on `arguments` (default: those of the process) and return its exit code.
+
+    A process that is connected with others under torchrun ends here: when Python ends it, torch's threads may abort it.
+    """
+    code = _run(arguments)
+    if is_connected():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app(
             sys.argv[1:] if arguments is None else list(arguments), prog_name="torchslice", standalone_mode=False
