@@ -96,10 +96,11 @@ def _remove_leftovers(folder: Path, name: str, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+def locked(folder: str | Path, *, wait_seconds: float = 0.0, leftover_seconds: float = 0.0) -> Iterator[None]:
     """Be the only writer of a folder inside the block; where there is another, wait so long, then raise.
 
-    Temporary files that killed writers left are removed. A missing folder is made; one that is empty at the end is
+    Temporary files that killed writers left are removed, those of `leftover_seconds` at least: where others write
+    without the lock, theirs must stay. A missing folder is made; one that is empty at the end is
     removed. The lock is a file, `.lock`, which the system frees when its process ends in any way: a killed process
     blocks nobody. Readers need no lock, for files are whole or absent.
 
@@ -120,7 +121,7 @@ def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
             f"cannot write into {folder}: {error.strerror or error}. Choose a folder you may write to."
         ) from error
     try:
-        _remove_leftovers(path.parent, "*", 0.0)
+        _remove_leftovers(path.parent, "*", leftover_seconds)
         yield
     finally:
         with contextlib.suppress(OSError):

@@ -99,7 +99,7 @@ def import_object(spec: str) -> Any:
     return found
 
 
-def call(function: Callable[..., Any], what: str, **arguments: Any) -> Any:
+def call(function: Callable[..., Any], what: str, /, **arguments: Any) -> Any:
     """Call a function, `what` in errors, with the user's arguments; if it does not take them, the error lists its own.
 
     >>> call(lambda width=1.0: width, "model 'mine'", width=0.5)

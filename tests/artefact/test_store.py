@@ -14,6 +14,7 @@ from torch import nn
 from torchslice import models
 from torchslice.artefact import Store, load, save
 from torchslice.errors import TorchsliceError
+from torchslice.files import atomic_write
 
 
 def artefact(path: Path, classes: list[str], **metrics: object) -> Path:
@@ -174,6 +175,15 @@ def test_two_processes_lose_nothing(store: Store, tmp_path: Path) -> None:
     assert {*names(store.verify())} == {"birds", "letters", "pets", "shared", *left}
     assert not [entry for entry in store.entries() if entry.problem]
     assert {path.suffix for path in store.folder.iterdir()} == {".safetensors"}
+
+
+def test_a_file_that_another_program_is_writing_there_is_left_alone(store: Store, tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes((tmp_path / "pets.safetensors").read_bytes())
+        store.add(tmp_path / "pets.safetensors", name="other")
+
+    atomic_write(store.folder / "mine.safetensors", write)
+    assert {"mine", "other"} <= {*names(store.verify())}
 
 
 def test_parts_are_whole_networks(store: Store) -> None:

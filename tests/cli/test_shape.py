@@ -96,8 +96,8 @@ TABLE = {
     "store search": {"STORE": None, "classes": "", "min_accuracy": None, "max_parameters": None, "json": False},
     "store show": {"STORE": None, "NAME": None, "json": False},
     "store verify": {"STORE": None, "json": False},
-    "store remove": {"STORE": None, "NAME": None},
-    "store push": {"STORE": None, "NAME": None, "USER/REPOSITORY": None, "public": False},
+    "store remove": {"STORE": None, "NAME": None, "json": False},
+    "store push": {"STORE": None, "NAME": None, "USER/REPOSITORY": None, "public": False, "json": False},
     "store pull": {"STORE": None, "USER/REPOSITORY": None, "NAME": None, "force": False, "json": False},
     "report": {
         **{**SOURCE, **OPENING, **OUT, **RUNNING},

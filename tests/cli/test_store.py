@@ -29,7 +29,7 @@ def test_a_store_from_add_to_remove(torchslice, parts):
     torchslice("store", "add", store, files[0]).refused("has an artefact 'pets'")
     assert torchslice("store", "add", store, files[0], "--force").code == 0
     assert torchslice("store", "verify", store).code == 0
-    assert torchslice("store", "remove", store, "pets").code == 0
+    assert torchslice("store", "remove", store, "pets", "--json").json["removed"] == "pets"
     torchslice("store", "show", store, "pets").refused("'pets'", "Known: birds")
 
 

@@ -84,8 +84,8 @@ def test_a_report_of_an_unfinished_run_shows_what_there_is(torchslice, standard,
 def test_plots(torchslice, standard, tmp_path, what):
     pytest.importorskip("matplotlib")
     out = tmp_path / "x.png"
-    layer = ("--layer", "features.3.0") if what == "overlap" else ()
-    assert "drawn: " in torchslice("plot", standard, "--what", what, *layer, "--out", out, *FEW, *CPU).out
+    options = {"overlap": ("--layer", "features.3.0", *FEW), "training": ()}.get(what, FEW)
+    assert "drawn: " in torchslice("plot", standard, "--what", what, *options, "--out", out, *CPU).out
     assert out.read_bytes()[:4] == b"\x89PNG"
 
 

@@ -175,6 +175,10 @@ def test_a_folder_that_is_not_as_expected_is_explained(tmp_path):
     write_images(tmp_path / "colours")
     assert "image_size must be at least 1 pixel, or (height, width); got 0" in error(image_size=0)
     assert "image_size must be" in error(image_size=(1, 2, 3))
+    for name, bad in {"image_size": 1.5, "crop_padding": "x", "transform": 3}.items():
+        assert f"{name} must be" in error(**{name: bad})
+    with pytest.raises(TorchsliceError, match="workers must be a whole number, at least 0, got -1"):
+        data.load(f"folder:{tmp_path / 'colours'}", workers=-1)
     for bad in (
         *({"mean": mean} for mean in ((0.5,), 0.5, "abc", (0.5, 0.5, float("nan")), (0.5, 0.5, "x"))),
         *({"std": std} for std in ((0.0, 1.0, 1.0), (1.0, 1.0, float("inf")), True)),

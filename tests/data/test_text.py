@@ -161,6 +161,9 @@ def test_known_data_sets_by_hand(tmp_path: Path) -> None:
         load("mr", tmp_path / "elsewhere")
     with pytest.raises(TorchsliceError, match=r"data set 'mr': .*'image_size'. It takes: .*tokenizer=None"):
         load("mr", tmp_path, image_size=3)
+    (tmp_path / "sst2/stsa.binary.dev").write_text("1 good\n2 what\n")
+    with pytest.raises(TorchsliceError, match="sst2 has the label '2'"):
+        load("sst2", tmp_path)
 
 
 def test_real_questions_and_reviews(real_data_dir: Path) -> None:

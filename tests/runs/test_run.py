@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 import torchslice as ts
 from tests.cli.conftest import TINY, train
@@ -119,12 +120,13 @@ def test_a_full_disk_at_any_file_leaves_a_run_that_the_same_call_goes_on_with(tm
         run.check_finished()
 
 
-def test_an_early_error_leaves_the_folder_free(tmp_path, task, monkeypatch):
+@pytest.mark.parametrize("kind", [TorchsliceError, torch.OutOfMemoryError, ValueError])
+def test_an_early_error_leaves_the_folder_free(tmp_path, task, monkeypatch, kind):
     def fails(*args, **kwargs):
-        raise TorchsliceError("no.")
+        raise kind("no.")
 
     monkeypatch.setattr("torchslice.runs.run.fit", fails)
-    with pytest.raises(TorchsliceError, match="no"):
+    with pytest.raises(kind, match="no"):
         go(Run.start(tmp_path / "run", TINY, task), task)
     assert not (tmp_path / "run").exists()
 

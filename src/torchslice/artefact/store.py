@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TorchsliceError
-from ..files import atomic_write, locked
+from ..files import LEFTOVER_SECONDS, atomic_write, locked
 from ..registry import unknown
 from ..tables import percent
 from .file import Artefact, load, read_header, read_record
@@ -122,7 +122,7 @@ class Store:
         name = Path(file).name.removesuffix(SUFFIX) if name is None else name
         target = self._file(name)
         read_record(file)
-        with locked(self.folder, wait_seconds=WAIT_SECONDS):
+        with locked(self.folder, wait_seconds=WAIT_SECONDS, leftover_seconds=LEFTOVER_SECONDS):
             if target.exists() and not overwrite:
                 raise TorchsliceError(
                     f"{self.folder} has an artefact {name!r}; give another name, or overwrite it (--force)."
@@ -133,7 +133,7 @@ class Store:
     def remove(self, name: str) -> None:
         """Delete the file of an artefact."""
         path = self.path(name)
-        with locked(self.folder, wait_seconds=WAIT_SECONDS):
+        with locked(self.folder, wait_seconds=WAIT_SECONDS, leftover_seconds=LEFTOVER_SECONDS):
             path.unlink(missing_ok=True)
 
     # -- the files ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import TorchsliceError
-from ..training.ranks import is_connected
 from .common import complain, say
 
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy that typer carries
@@ -102,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A process that is connected with others under torchrun ends here: when Python ends it, torch's threads may abort it.
     """
     code = _run(arguments)
-    if is_connected():
+    if "WORLD_SIZE" in os.environ and importlib.import_module("torchslice.training.ranks").is_connected():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,8 +18,13 @@ from ..show import figures
 from . import common
 from .options import Part
 
+#: What an option needs to play a part: another one, and its values.
+OPENED = (*(entry.name for entry in fields(Opening)), "metric", "samples_per_class")
+NEEDS = {"layer": ("what", ("overlap",)), **dict.fromkeys(OPENED, ("what", ("tree", "overlap", "sharing")))}
+
 
 def plot(
+    context: typer.Context,
     source: common.SourceName,
     out: Annotated[Path, typer.Option(metavar="FILE", help="File to write: .png, .svg or .pdf.")],
     data: common.SourceData = None,
@@ -40,11 +46,10 @@ def plot(
 
     Example:  torchslice plot runs/r20 --what sharing --out sharing.png
     """
+    common.check_needs(context, NEEDS)
     _ = METRICS[metric]  # says which there are
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise TorchsliceError(f"a figure is written as .png, .svg or .pdf, not as {out.name!r}; name another file.")
-    if layer is not None and what != "overlap":
-        raise TorchsliceError(f"--layer plays no part with --what {what}; leave it out.")
     figure = import_optional("matplotlib.figure", extra="report").Figure(layout="constrained", dpi=150)
     if what == "training":
         if not Path(source).is_dir():

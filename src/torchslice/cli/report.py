@@ -20,6 +20,7 @@ from . import common
 
 
 def report(
+    context: typer.Context,
     source: common.SourceName,
     out: Annotated[Path, typer.Option(metavar="FILE", help="File to write, such as report.html.")],
     data: common.SourceData = None,
@@ -44,6 +45,7 @@ def report(
 
     Example:  torchslice report runs/r20 --out report.html
     """
+    common.check_needs(context, {"slices": ("classes", ())})
     _ = METRICS[metric]  # says which there are
     import_optional("matplotlib.figure", extra="report")
     run = Run.open(source) if Path(source).is_dir() else None

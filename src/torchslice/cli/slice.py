@@ -22,24 +22,19 @@ from . import common
 from .options import Part, field_help
 
 STRATEGIES = {"reach-theta": ReachTheta, "per-class": PerClass, "per-layer": PerLayer, "by-group": ByGroup}
-
-
+FIELDS = {flag: {entry.name for entry in fields(kind)} for flag, kind in STRATEGIES.items()}
 #: What an option needs to play a part: another one, and its values.
 NEEDS = {
     "share": ("by", ("training",)),
     "frequency_threshold": ("by", ("gates",)),
     **dict.fromkeys(("metric", "samples_per_class", "strategy", "tied", "gates"), ("by", ("contribution",))),
-    **{
-        field: ("strategy", tuple(name for name, kind in STRATEGIES.items() if field in {f.name for f in fields(kind)}))
-        for kind in STRATEGIES.values()
-        for field in (f.name for f in fields(kind))
-    },
+    **{name: ("strategy", tuple(f for f in FIELDS if name in FIELDS[f])) for name in set().union(*FIELDS.values())},
 }
 
 
 def _of(name: str) -> Any:
     """Return an option of strategies; its help and defaults are theirs."""
-    kinds = {flag: kind for flag, kind in STRATEGIES.items() if name in {f.name for f in fields(kind)}}
+    kinds = {flag: kind for flag, kind in STRATEGIES.items() if name in FIELDS[flag]}
     texts = {field_help(kind).get(name, "") for kind in kinds.values()} - {""}
     defaults = ", ".join(f"{getattr(kind(), name)} for {flag}" for flag, kind in kinds.items())
     return typer.Option(help=f"{', '.join(kinds)}: {' / '.join(sorted(texts))}", show_default=defaults)
@@ -108,9 +103,8 @@ def slice(
     for name, value in (("frequency_threshold", frequency_threshold), ("share", share)):
         if not 0 < value <= 1:
             raise TorchsliceError(f"{name} must be in (0, 1], got {value:g}.")
-    kind = STRATEGIES[strategy]
-    given = {entry.name: context.params[entry.name] for entry in fields(kind)}
-    chosen = kind(**{name: value for name, value in given.items() if value is not None})
+    given = {name: context.params[name] for name in FIELDS[strategy]}
+    chosen = STRATEGIES[strategy](**{name: value for name, value in given.items() if value is not None})
     _ = METRICS[metric]  # says which there are
     opened = opening.open(source, data, seed=seed, device=device)
     common.check_gates(context, opened)

@@ -22,11 +22,11 @@ Repo = Annotated[str, typer.Argument(metavar="USER/REPOSITORY", help="On the Hug
 app = typer.Typer(help="Keep artefacts in a folder, find them by class, accuracy and size, share them on the Hub.")
 
 
-def emit(folder: Path, entries: Sequence[Entry], *, as_json: bool) -> None:
-    """Print entries as JSON or as a table."""
-    result = {"store": str(folder), "artefacts": [asdict(entry) for entry in entries]}
+def shown(folder: Path, entries: Sequence[Entry]) -> common.Shown:
+    """Return entries as plain data and as a table."""
     headings = ("name", "bytes", "parameters", "accuracy", "classes")
-    common.emit(result, table(headings, [entry.row for entry in entries]), as_json=as_json)
+    result = {"store": str(folder), "artefacts": [asdict(entry) for entry in entries]}
+    return result, table(headings, [entry.row for entry in entries])
 
 
 def existing(folder: Path) -> Store:
@@ -40,22 +40,21 @@ def add(
     folder: Folder,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Artefacts, which keep their names.")],
     force: common.Force = False,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Copy artefacts into the store, after their hashes were checked.
 
     Example:  torchslice store add parts pets.safetensors
     """
     store = Store(folder)
-    emit(folder, [store.add(file, overwrite=force) for file in files], as_json=as_json)
+    return shown(folder, [store.add(file, overwrite=force) for file in files])
 
 
-def list_(folder: Folder, as_json: common.Json = False) -> None:
+def list_(folder: Folder) -> common.Shown:
     """List the artefacts of a store, and files in it that cannot be used, with the reason.
 
     Example:  torchslice store list parts
     """
-    emit(folder, existing(folder).entries(), as_json=as_json)
+    return shown(folder, existing(folder).entries())
 
 
 def search(
@@ -63,24 +62,23 @@ def search(
     classes: Annotated[str, typer.Option(metavar="A,B,...", help="Classes that it must know, all of them.")] = "",
     min_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="As saved with it, in [0, 1].")] = None,
     max_parameters: Annotated[int | None, typer.Option(min=0, help="Number of parameters at most.")] = None,
-    as_json: common.Json = False,
-) -> None:
+) -> common.Shown:
     """Find artefacts by class, accuracy and size; the smallest comes first.
 
     Example:  torchslice store search parts --classes cat,dog --min-accuracy 0.9
     """
     wanted = common.names(classes)
     found = existing(folder).search(classes=wanted, min_accuracy=min_accuracy, max_parameters=max_parameters)
-    emit(folder, found, as_json=as_json)
+    return shown(folder, found)
 
 
-def show(folder: Folder, name: Name, as_json: common.Json = False) -> None:
+def show(folder: Folder, name: Name) -> common.Shown:
     """Show all that an artefact says of itself; as text, its model card.
 
     Example:  torchslice store show parts pets
     """
     record = read_record(existing(folder).path(name))
-    common.emit(record, hub.card(record, f'Store("{folder}").path("{name}")').rstrip(), as_json=as_json)
+    return record, hub.card(record, f'Store("{folder}").path("{name}")').rstrip()
 
 
 def verify(folder: Folder, as_json: common.Json = False) -> None:
@@ -89,17 +87,18 @@ def verify(folder: Folder, as_json: common.Json = False) -> None:
     Example:  torchslice store verify parts
     """
     found = existing(folder).verify()
-    emit(folder, found, as_json=as_json)
+    common.emit(*shown(folder, found), as_json=as_json)
     if damaged := [entry.name for entry in found if entry.problem]:
         raise TorchsliceError(f"{len(damaged)} of {len(found)} files cannot be used: {', '.join(damaged[:10])}.")
 
 
-def remove(folder: Folder, name: Name) -> None:
+def remove(folder: Folder, name: Name) -> common.Shown:
     """Delete an artefact from the store.
 
     Example:  torchslice store remove parts pets
     """
     existing(folder).remove(name)
+    return {"store": str(folder), "removed": name}, f"removed: {name}"
 
 
 def push(
@@ -107,20 +106,21 @@ def push(
     name: Name,
     repo: Repo,
     public: Annotated[bool, typer.Option("--public", help="Let anybody read a repository that is made now.")] = False,
-) -> None:
+) -> common.Shown:
     """Upload an artefact with a model card to the Hugging Face Hub.
 
     Example:  torchslice store push parts pets me/pets
     """
-    print(hub.push(existing(folder).path(name), repo, private=not public))
+    address = hub.push(existing(folder).path(name), repo, private=not public)
+    return {"store": str(folder), "name": name, "address": address}, address
 
 
-def pull(folder: Folder, repo: Repo, name: Name, force: common.Force = False, as_json: common.Json = False) -> None:
+def pull(folder: Folder, repo: Repo, name: Name, force: common.Force = False) -> common.Shown:
     """Download an artefact from the Hugging Face Hub into the store.
 
     Example:  torchslice store pull parts me/pets pets
     """
-    emit(folder, [Store(folder).add(hub.pull(repo), name=name, overwrite=force)], as_json=as_json)
+    return shown(folder, [Store(folder).add(hub.pull(repo), name=name, overwrite=force)])
 
 
 for _command in (add, list_, search, show, verify, remove, push, pull):

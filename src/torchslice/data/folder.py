@@ -119,6 +119,9 @@ def read_folder(
         crop_padding, flip: augmentation in training.
         workers: processes that read ahead.
     """
+    for name, value in {"crop_padding": crop_padding, "workers": workers}.items():
+        if not isinstance(value, int) or value < 0:
+            raise TorchsliceError(f"{name} must be a whole number, at least 0, got {value!r}.")
     root = Path(path).expanduser()
     if not root.is_dir():
         raise TorchsliceError(f"there is no folder {root}. It should hold one sub-folder of images per class.")
@@ -134,6 +137,8 @@ def read_folder(
                     "must be the same."
                 )
     own = import_object(transform) if isinstance(transform, str) else transform
+    if own is not None and not callable(own):
+        raise TorchsliceError(f"transform must be a function of an image, or its name, got {transform!r}.")
     if own is not None and (image_size or mean or std or crop_padding or flip):
         raise TorchsliceError("transform= makes the whole input; leave image_size, mean, std, crop_padding, flip out.")
     size = (0, 0) if own is not None else _size(image_size, files, root)
@@ -169,10 +174,14 @@ def in_memory(folder: Path, **augmentation: Any) -> tuple[Images, list[str]]:
 
 def open_image(path: str) -> Any:
     """Open an image file as RGB."""
+    return _taken(path, lambda image: image.convert("RGB"))
+
+
+def _taken(path: str, take: Callable[[Any], Any]) -> Any:
     images = import_optional("PIL.Image", extra="vision")
     try:
         with images.open(path) as image:
-            return image.convert("RGB")
+            return take(image)
     except (OSError, SyntaxError, ValueError, images.DecompressionBombError) as error:
         raise TorchsliceError(f"{path} cannot be read as an image ({error}). Mend or remove it.") from error
 
@@ -196,18 +205,12 @@ def find_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
 def _size(given: int | Sequence[int] | None, files: Sequence[tuple[str, int]], root: Path) -> tuple[int, int]:
     """Return height and width of the inputs."""
     if given is not None:
-        sizes = (given, given) if isinstance(given, int) else tuple(given)
+        sizes = tuple(given) if isinstance(given, Sequence) else (given, given)
         if len(sizes) != 2 or not all(isinstance(side, int) and side >= 1 for side in sizes):
             raise TorchsliceError(f"image_size must be at least 1 pixel, or (height, width); got {given}.")
         return sizes[0], sizes[1]
-    images = import_optional("PIL.Image", extra="vision")
-    seen: list[tuple[int, int]] = []
-    for path, _ in files[:: max(1, len(files) // LOOKED_AT)]:
-        try:
-            with images.open(path) as image:
-                seen.append((image.height, image.width))
-        except (OSError, SyntaxError, ValueError, images.DecompressionBombError) as error:
-            raise TorchsliceError(f"{path} cannot be read as an image ({error}). Mend or remove it.") from error
+    looked_at = files[:: max(1, len(files) // LOOKED_AT)]
+    seen = [_taken(path, lambda image: (image.height, image.width)) for path, _ in looked_at]
     if len(set(seen)) == 1 and max(seen[0]) <= LARGEST:
         return seen[0]
     side = min(LARGEST, statistics.median_low(min(shape) for shape in seen))

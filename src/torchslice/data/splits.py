@@ -120,8 +120,8 @@ def hold_out(split: S, fraction: float, *, seed: int) -> tuple[S, S]:
 
     A class with a single sample stays in the rest.
     """
-    if not 0 < fraction < 1:
-        raise TorchsliceError(f"the fraction of the samples to hold out must be between 0 and 1, got {fraction}.")
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise TorchsliceError(f"the fraction of the samples to hold out must be between 0 and 1, got {fraction!r}.")
     counts = split.labels.bincount()  # [C]
     quota = (counts * fraction).round().clamp(min=1).minimum(counts - 1)
     held = rank_in_class(split.labels, seed) < quota[split.labels]  # [n]

@@ -142,9 +142,8 @@ def tokenizer_record(tokenizer: Any) -> dict[str, Any]:
 
 def tokenizer_of(preprocessing: Mapping[str, Any]) -> Any:
     """Return the tokenizer that `tokenizer_record` wrote down."""
+    tokenizers = import_optional("tokenizers", extra="text")
     try:
-        return import_optional("tokenizers", extra="text").Tokenizer.from_str(preprocessing["tokenizer"])
-    except TorchsliceError:
-        raise
+        return tokenizers.Tokenizer.from_str(preprocessing["tokenizer"])
     except Exception as error:
         raise TorchsliceError(f"the tokenizer of the network cannot be read ({first_line(error)}).") from error

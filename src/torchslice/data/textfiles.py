@@ -26,6 +26,8 @@ def read_sst2(folder: Path) -> dict[str, Labelled]:
     """Read sentences of film reviews and their sentiment: lines like "1 a gripping film"."""
     names = {"train": "train", "validation": "dev", "test": "test"}
     files = {split: _labelled(folder / "sst2" / f"stsa.binary.{name}", "utf-8") for split, name in names.items()}
+    if odd := {label for _, labels in files.values() for label in labels} - {"0", "1"}:
+        raise TorchsliceError(f"{folder / 'sst2'} has the label {min(odd)!r}; put the files of {SOURCE} there.")
     return {split: (texts, [SENTIMENT[label] for label in labels]) for split, (texts, labels) in files.items()}
 
 

@@ -45,8 +45,8 @@ def create(spec: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
     >>> create("resnet20", num_classes=100, width=0.5).classifier
     Linear(in_features=32, out_features=100, bias=True)
     """
-    if num_classes < 1:
-        raise TorchsliceError(f"a model needs at least 1 class, got num_classes={num_classes}.")
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise TorchsliceError(f"a model needs at least 1 class, got num_classes={num_classes!r}.")
     arguments = {"num_classes": num_classes, **arguments}
     what = f"model {spec!r}"
     source, _, name = str(spec).partition(":")

@@ -144,7 +144,7 @@ class Run:
                 folder=self.folder / "subtasks",
             )
             return rows + [{**row, "epoch": row["epoch"] + first} for row in more]
-        except TorchsliceError:
+        except Exception:  # the user's own too, and too little memory
             if is_first() and not self._checkpoints[0].exists():  # nothing to go on with, so the folder is free again
                 (self.folder / "run.json").unlink(missing_ok=True)
             raise

@@ -111,12 +111,12 @@ class Opening:
     @property
     def model_arguments(self) -> dict[str, Any]:
         """Arguments of the model."""
-        return pairs(self.model_argument)
+        return pairs(self.model_argument, taken=("spec",))
 
     @property
     def data_options(self) -> dict[str, Any]:
         """Options of the data."""
-        return pairs(self.data_option)
+        return pairs(self.data_option, taken=("name", "data_dir", "seed", "path", "parts", "split"))
 
     def load(self, name: str, *, seed: int) -> Task:
         """Load a data set."""
@@ -187,8 +187,10 @@ class Opening:
         return Source(name, network, task, given, self.words(data_name), own, slice_file, **about)
 
 
-def pairs(texts: Sequence[str] | None) -> dict[str, Any]:
+def pairs(texts: Sequence[str] | None, taken: Sequence[str] = ()) -> dict[str, Any]:
     """Read NAME=VALUE texts; values are JSON or True, False or None where they can be, else text.
+
+    Names that are `taken` are refused.
 
     >>> pairs(["width=0.5", "mode=fast", "flip=False"])
     {'width': 0.5, 'mode': 'fast', 'flip': False}
@@ -198,6 +200,8 @@ def pairs(texts: Sequence[str] | None) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise TorchsliceError(f"{text!r} is not of the form NAME=VALUE, such as width=0.5.")
+        if name in taken:
+            raise TorchsliceError(f"{name!r} cannot be set by {text!r}; leave it out.")
         try:
             found[name] = json.loads(value)
         except ValueError:
