@@ -49,6 +49,11 @@ def test_nothing_but_the_row_goes_where_all_neurons_are_shared(neurons: Neurons)
     assert torch.allclose(predict(made, TASK), predict(neurons.model, TASK)[:, 1:], atol=1e-5)
 
 
+def test_classes_that_have_names_are_found_by_them(neurons: Neurons) -> None:
+    made = [remove(neurons, slices, classes=[FIRST]) for slices in (SLICES, dict(reversed(SLICES.items())))]
+    assert torch.equal(*(predict(network, TASK) for network in made))
+
+
 def test_two_classes_must_be_left(neurons: Neurons) -> None:
     for classes, text in [
         (REST, f"without {', '.join(REST)} there would be 1 of 3 classes left"),
@@ -58,6 +63,8 @@ def test_two_classes_must_be_left(neurons: Neurons) -> None:
     ]:
         with pytest.raises(TorchsliceError, match=text):
             remove(neurons, SLICES, classes=classes)
+    with pytest.raises(TorchsliceError, match="unknown class 'pink'"):
+        remove(neurons, {"pink": SLICES[FIRST], **{name: SLICES[name] for name in REST}}, classes=REST[:1])
     for slices in ({FIRST: SLICES[FIRST]}, neurons.full()):
         with pytest.raises(TorchsliceError, match="slices of all 3 classes"):
             remove(neurons, slices, classes=[FIRST])  # type: ignore[arg-type]

@@ -26,7 +26,8 @@ def remove(neurons: Neurons, slices: Mapping[str, Slice], *, classes: Sequence[s
     class stays.
 
     Args:
-        slices: of all classes, in the order of the logits. Neurons of the slices of `classes` go that are in no other.
+        slices: of all classes, by name; in the order of the logits where `neurons` do not name them. Neurons of the
+            slices of `classes` go that are in no other.
 
     Raises TorchsliceError where fewer than two classes would be left.
 
@@ -39,9 +40,12 @@ def remove(neurons: Neurons, slices: Mapping[str, Slice], *, classes: Sequence[s
         raise TorchsliceError(
             f"give the slices of all {neurons.num_classes} classes by name, in the order of the logits."
         )
-    left = classes_left(tuple(slices), classes)
+    known = neurons.classes or tuple(slices)
+    if odd := [name for name in slices if name not in known]:
+        raise unknown("class", odd[0], known)
+    left = classes_left(known, classes)
     kept = ~union(slices[name] for name in classes) | union(slices[name] for name in left)
-    return extract(neurons, kept, classes=[list(slices).index(name) for name in left])
+    return extract(neurons, kept, classes=[known.index(name) for name in left])
 
 
 def classes_left(known: Sequence[str], removed: Sequence[str]) -> list[str]:
