@@ -314,11 +314,15 @@ def mixed(known: Task, new: Task, fraction: float, seed: int) -> Task:
     return replace(both, train=mix(both.train), validation=mix(both.validation))
 
 
-def with_bias(model: nn.Module, both: Task, first: int) -> Tensor:
-    """Return the logits of all test samples, with the bias on those from class `first` that is best on validation."""
+def with_bias(model: nn.Module, both: Task, first: int) -> tuple[Tensor, float]:
+    """Return the logits of all test samples, with the bias on those from class `first` that is best on validation.
+
+    And the accuracy there, the mean over known and new samples.
+    """
     held, logits = (ts.judge.predict(model, both, split) for split in ("validation", "test"))
-    logits[:, first:] += best_bias(held[:, :first], held[:, first:], both.validation.labels)[0]
-    return logits
+    bias, reached = best_bias(held[:, :first], held[:, first:], both.validation.labels)
+    logits[:, first:] += bias
+    return logits, reached
 
 
 def by_task(logits: Tensor, labels: Tensor, first: int) -> tuple[float, float]:

@@ -223,7 +223,7 @@ class Extending(Part):
         made = learned(base, known, new, settings=self.settings, training=self.training, say=self.note)
         figures: dict[str, dict[str, float]] = {"scratch": {"new": accuracy(self.anew(new, epochs), new).overall}}
         for name, model in {**made, "upper bound: joint": self.anew(both, 2 * epochs)}.items():
-            logits = with_bias(model, both, len(known.classes))
+            logits, _ = with_bias(model, both, len(known.classes))
             known_given, new_given = by_task(logits, both.test.labels, len(known.classes))
             figures[name] = {"known": known_given, "new": new_given, **self.not_given(logits, both.test.labels)}
         return figures

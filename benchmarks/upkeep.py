@@ -19,9 +19,8 @@ from torchslice.data import Task, Texts, joined
 from torchslice.find.semantic import PerLayer
 from torchslice.graph.neurons import Neurons
 from torchslice.maintain import adapt, top_by_score_per_parameter
-from torchslice.maintain.tasks import best_bias
 
-from .baselines import mixed
+from .baselines import mixed, with_bias
 from .experiment import Benchmark, neurons_of
 from .tables import Cell, Run, Runs, figure, page, table
 from .text import SIX, TINY, Dividing
@@ -98,6 +97,7 @@ class Upkeep(Dividing):
     def extended(self, neurons: Neurons, known: Task, new: Task, critical: Slice) -> Iterator[dict[str, Any]]:
         """Teach a network a further kind; score it on all, the task not given."""
         both, first, settings = joined(known, new), len(known.classes), self.settings
+        labels = both.test.labels
         grown = grow(neurons, {last_wire(neurons, neurons.head[0]): 1}, seed=self.seed)
         kept = dict(zip(ARMS["extend"], (critical, judge.random_like(critical, seed=self.seed)), strict=False))
 
@@ -109,18 +109,11 @@ class Upkeep(Dividing):
             seen = both if "joint" in arm else mixed(known, new, settings.replay, self.seed)
             return ts.finetune(grown, seen, training).model
 
-        def scored(model: nn.Module) -> tuple[float, list[float]]:
-            """Return the best mean accuracy on validation questions with a bias, and those on test questions."""
-            held, logits = (judge.predict(model, both, split) for split in ("validation", "test"))
-            bias, reached = best_bias(held[:, :first], held[:, first:], both.validation.labels)
-            logits[:, first:] += bias
-            is_new = both.test.labels >= first
-            return reached, [judge.accuracy_of(logits[of], both.test.labels[of]).overall for of in (~is_new, is_new)]
-
         for arm in ARMS["extend"]:
             self.note(f"extend: {arm}")
-            tried = [scored(learned(arm, rate)) for rate in settings.rates]
-            _, (old, fresh) = max(tried, key=lambda found: found[0])
+            tried = [with_bias(learned(arm, rate), both, first) for rate in settings.rates]
+            logits, _ = max(tried, key=lambda found: found[1])
+            old, fresh = (judge.accuracy_of(logits[of], labels[of]).overall for of in (labels < first, labels >= first))
             yield {"arm": arm, "old": old, "new": fresh, "mean": (old + fresh) / 2}
 
     def readapted(self, neurons: Neurons, task: Task, mean: dict[str, Tensor]) -> Iterator[dict[str, Any]]:

@@ -99,10 +99,10 @@ def _remove_leftovers(folder: Path, name: str, seconds: float) -> None:
 def locked(folder: str | Path, *, wait_seconds: float = 0.0, leftover_seconds: float = 0.0) -> Iterator[None]:
     """Be the only writer of a folder inside the block; where there is another, wait so long, then raise.
 
-    Temporary files that killed writers left are removed, those of `leftover_seconds` at least: where others write
-    without the lock, theirs must stay. A missing folder is made; one that is empty at the end is
-    removed. The lock is a file, `.lock`, which the system frees when its process ends in any way: a killed process
-    blocks nobody. Readers need no lock, for files are whole or absent.
+    Temporary files that killed writers left are removed, if they are `leftover_seconds` old: where others write without
+    the lock, theirs must stay. A missing folder is made; one that is empty at the end is removed. The lock is a file,
+    `.lock`, which the system frees when its process ends in any way: a killed process blocks nobody. Readers need no
+    lock, for files are whole or absent.
 
     >>> with locked(folder / "run"):
     ...     atomic_write(folder / "run" / "note.txt", "hello")

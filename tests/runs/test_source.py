@@ -74,6 +74,19 @@ def test_a_network_of_ones_own_needs_no_weights(tmp_path, monkeypatch, module):
     assert source.own and not source.model.training
 
 
+def test_a_function_of_ones_own_takes_options_of_any_name(tmp_path, monkeypatch):
+    (tmp_path / "dataofatest.py").write_text(
+        "import torchslice as ts\n"
+        "def digits(path, split, name='x'):\n"
+        "    return ts.data.load('digits').restrict([str(path), str(split)])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    assert Opening(data_option=["path=3", "split=8"]).load("dataofatest:digits", seed=0).classes == ("3", "8")
+    with pytest.raises(TorchsliceError, match="'path'.*It takes: "):
+        Opening(data_option=["path=3"]).load(f"folder:{tmp_path}", seed=0)
+
+
 def test_data_are_named_as_they_were_loaded():
     options = {"image_size": 64, "std": [0.5, 0.5, 0.5], "layout": "train", "mode": "False"}
     words = data_words("folder:my images", options, "data")

@@ -57,10 +57,10 @@ def load(
     kind, _, rest = str(name).partition(":")
     what, split = f"data set {name!r}", {"seed": seed, "validation_fraction": validation_fraction}
     if kind == "folder":
-        return call(read_folder, what, path=rest, **split, **options)
+        return call(partial(read_folder, rest), what, **split, **options)
     if kind == "csv":
         path = Path(rest).expanduser()
-        return call(_tokenised, what, parts=read_csv(path), name=path.stem, split=split, **options)
+        return call(partial(_tokenised, read_csv(path), path.stem, split), what, **options)
     if rest:
         made = call(import_object(name), what, **options)
         if not isinstance(made, Task):
@@ -72,7 +72,7 @@ def load(
         raise unknown("data set", name, [*names(), "folder:PATH", "csv:PATH", "package.module:function"])
     where = Path(data_dir or os.environ.get("TORCHSLICE_DATA") or "~/.cache/torchslice").expanduser()
     if name in TEXTS:
-        return call(_tokenised, what, parts=TEXTS[name](where), name=name, split=split, **options)
+        return call(partial(_tokenised, TEXTS[name](where), name, split), what, **options)
     if options:
         raise TorchsliceError(f"{what} takes no options; got {', '.join(options)}.")
     return SOURCES[name](data_dir=where, download=download, split=split)

@@ -128,7 +128,8 @@ def evaluate_stages(
     >>> stages["fine-tuned"].epochs
     1
     """
-    for of in (neurons, neurons if baseline is None else baseline):
+    other = neurons if baseline is None else baseline
+    for of in (neurons, other):
         check_neurons(of)
         check_task(task, of)
     indices = task.sub_task_labels(classes)
@@ -181,9 +182,8 @@ def evaluate_stages(
         add("random slice, repaired", random, kept, "random slice, repaired")
         if training:
             add_trained("random slice, fine-tuned", random, training, kept, "random slice, repaired")
-            other, name = baseline or neurons, "full, fine-tuned"
-            like = name if baseline else "restricted"
-            add_trained(name, repaired(other, other.full()), training, 1.0, like)
+            like = "restricted" if other is neurons else "full, fine-tuned"
+            add_trained("full, fine-tuned", repaired(other, other.full()), training, 1.0, like)
         if scratch:
             add_trained("from scratch", reinitialised(small, seed=seed), scratch, None, "extracted")
     alone = {name: models[name] for name in timed.values() if name}

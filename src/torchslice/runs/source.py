@@ -116,7 +116,7 @@ class Opening:
     @property
     def data_options(self) -> dict[str, Any]:
         """Options of the data."""
-        return pairs(self.data_option, taken=("name", "data_dir", "seed", "path", "parts", "split"))
+        return pairs(self.data_option, taken=("name", "data_dir", "seed"))
 
     def load(self, name: str, *, seed: int) -> Task:
         """Load a data set."""

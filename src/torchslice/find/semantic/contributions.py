@@ -96,11 +96,13 @@ def check_scores(scores: Any, neurons: Neurons, task: Task | None = None) -> Non
     if not isinstance(scores, Contributions):
         raise TorchsliceError(f"scores must be contributions(neurons, task), got {type(scores).__name__}.")
     widths = {layer: of.shape[1] for layer, of in scores[scores.metrics[0]].items()}
-    same_neurons = widths == {name: layer.count for name, layer in neurons.layers.items()}
-    if not same_neurons or (task is not None and scores.classes != task.classes):
-        others = f"to other classes than those of {task.name}" if task is not None and same_neurons else ""
-        what = others or "of other neurons than the model's"
-        raise TorchsliceError(f"these are contributions {what}; measure them again: contributions(neurons, task).")
+    if widths != {name: layer.count for name, layer in neurons.layers.items()}:
+        odd = "of other neurons than the model's"
+    elif task is not None and scores.classes != task.classes:
+        odd = f"to other classes than those of {task.name}"
+    else:
+        return
+    raise TorchsliceError(f"these are contributions {odd}; measure them again: contributions(neurons, task).")
 
 
 def contributions(
