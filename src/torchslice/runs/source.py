@@ -201,7 +201,7 @@ def pairs(texts: Sequence[str] | None, taken: Sequence[str] = ()) -> dict[str, A
         if not equals or not name.isidentifier():
             raise TorchsliceError(f"{text!r} is not of the form NAME=VALUE, such as width=0.5.")
         if name in taken:
-            raise TorchsliceError(f"{name!r} cannot be set by {text!r}; leave it out.")
+            raise TorchsliceError(f"{name!r} cannot be set in this way; leave it out.")
         try:
             found[name] = json.loads(value)
         except ValueError:
